@@ -1,0 +1,1 @@
+"""The command line: configuration, printing, and the commands that the programs register."""

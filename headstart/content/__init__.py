@@ -1,0 +1,1 @@
+"""What bytes are: names, digests, manifests, ranges, sizes. Pure: no input, no output."""

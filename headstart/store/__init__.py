@@ -1,0 +1,1 @@
+"""Bytes on this node: extents, maps, the index, leases, and the client of ``fill.sock``."""

@@ -1,0 +1,466 @@
+"""The client of ``fill.sock``: opens objects, says what is wanted, waits for bytes to arrive.
+
+It runs on anyio, so that the mirror (asyncio) and the mount (trio) share it. When the connection
+breaks it reconnects with back-off and replays every open handle and outstanding want: all of
+them are idempotent, and that is the whole of surviving a restart of the filler.
+"""
+
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteStream
+
+from headstart.content.digest import Digest
+from headstart.store.cached_blob import CachedBlob
+from headstart.store.errors import FillerUnreachable, FillFailed
+from headstart.store.extent_map import MapDamaged
+from headstart.store.wire import PROTOCOL_VERSION, Decoder, Message, WireError, encode
+
+logger = logging.getLogger(__name__)
+
+BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+class Want:
+    """Bytes that somebody waits for; made by :meth:`OpenBlob.wanting`."""
+
+    def __init__(self, message: Message) -> None:
+        """``message`` is the request, without its handle."""
+        self.message = message
+        self.done = False
+        self.failure: FillFailed | None = None
+        self.position: int | None = None
+        self.event = anyio.Event()
+
+
+class OpenBlob:
+    """A blob opened at the filler. ``blob`` is replaced when the filler had to reopen it."""
+
+    def __init__(self, client: "FillClient", message: Message) -> None:
+        """Made by :meth:`FillClient.open` only."""
+        self._client = client
+        self.message = message
+        self.remote: int | None = None
+        self.opening: int | None = None
+        self.ready = anyio.Event()
+        self.failure: FillFailed | None = None
+        self.wants: dict[int, Want] = {}
+        self.followers = 0
+        self._blob: CachedBlob | None = None
+        self._retired: list[CachedBlob] = []
+        self.stale = False
+        """Whether the filler has dropped the object: new readers must open it again."""
+
+    @property
+    def blob(self) -> CachedBlob:
+        """Files and map; only after :attr:`ready` and without :attr:`failure`."""
+        if self._blob is None:
+            raise FillFailed("protocol", "the filler has not opened this blob")
+        return self._blob
+
+    def opened(self, paths: list[str], maps: list[str]) -> None:
+        """Take over the files that the filler has named."""
+        try:
+            blob = CachedBlob([Path(path) for path in paths], [Path(path) for path in maps])
+        except (OSError, MapDamaged) as error:
+            self.fail(FillFailed("protocol", f"the filler's files cannot be opened: {error}"))
+            return
+        if self._blob is not None:
+            self._retired.append(self._blob)
+        self._blob = blob
+        self.ready.set()
+        self.arrived()
+
+    def fail(self, failure: FillFailed) -> None:
+        """Tell everybody who waits that no bytes will come through this handle."""
+        self.failure = failure
+        self.stale = True
+        self.ready.set()
+        for want in self.wants.values():
+            want.failure = failure
+            want.event.set()
+
+    def arrived(self) -> None:
+        """Wake the readers whose next byte is here now."""
+        for want in self.wants.values():
+            if want.position is not None and (
+                self.blob.available(want.position, 1) or self.blob.verified
+            ):
+                want.event.set()
+
+    @asynccontextmanager
+    async def wanting(
+        self, offset: int, length: int, priority: str, *, bulk: bool
+    ) -> AsyncIterator[Want]:
+        """Want bytes for as long as the context lasts; what nobody else wants then stops."""
+        message: Message = {
+            "type": "want",
+            "offset": offset,
+            "length": length,
+            "priority": priority,
+            "bulk": bulk,
+        }
+        want = Want(message)
+        number = self._client.post_want(self, want)
+        try:
+            yield want
+        finally:
+            self._client.drop_want(self, number)
+
+    async def wait(self, want: Want, offset: int, limit: int) -> int:
+        """Wait until bytes from ``offset`` on are here; how many, at most ``limit``.
+
+        Raises :class:`FillFailed`.
+        """
+        while True:
+            count = self.blob.available(offset, limit)
+            if count:
+                return count
+            if want.failure is not None:
+                raise want.failure
+            want.position = offset
+            want.event = anyio.Event()
+            if not self.blob.available(offset, 1):
+                await want.event.wait()
+            want.position = None
+
+    async def wait_verified(self, want: Want) -> None:
+        """Wait until the digest of the whole blob has passed. Raises :class:`FillFailed`."""
+        while not self.blob.verified:
+            if want.failure is not None:
+                raise want.failure
+            want.position = self.blob.size
+            want.event = anyio.Event()
+            if not self.blob.verified:
+                await want.event.wait()
+            want.position = None
+
+    async def wait_done(self, want: Want) -> None:
+        """Wait until the filler has answered the want. Raises :class:`FillFailed`."""
+        while not want.done:
+            if want.failure is not None:
+                raise want.failure
+            want.event = anyio.Event()
+            await want.event.wait()
+
+    def close_files(self) -> None:
+        """Close the files of all incarnations."""
+        for blob in [*self._retired, *([self._blob] if self._blob else [])]:
+            blob.close()
+        self._retired.clear()
+        self._blob = None
+
+
+class FillClient:
+    """One connection to the filler, kept up. Use as an async context manager."""
+
+    def __init__(self, socket_path: Path, role: str) -> None:
+        """``role`` is ``mirror``, ``mount``, ``snapshotter`` or ``command``."""
+        self._path = socket_path
+        self._role = role
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, Callable[[Message], None]] = {}
+        self._requests: dict[int, Message] = {}
+        self._handles: set[OpenBlob] = set()
+        self._remote: dict[int, OpenBlob] = {}
+        self._outgoing: list[bytes] = []
+        self._wake = anyio.Event()
+        self._connected = anyio.Event()
+        self._tasks = anyio.create_task_group()
+        self.refusal: str | None = None
+
+    async def __aenter__(self) -> "FillClient":
+        """Start to connect; calls wait for the connection."""
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._run)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Disconnect and close all handles."""
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+        for handle in list(self._handles):
+            self.close(handle)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the filler has greeted us on the present connection."""
+        return self._connected.is_set()
+
+    # --- what callers use ---
+
+    async def open(
+        self,
+        *,
+        upstream: str,
+        repository: str,
+        digest: Digest,
+        size: int | None = None,
+        first: tuple[int, int | None] | None = None,
+        authorization: str | None = None,
+        timeout_seconds: float = 60.0,
+    ) -> OpenBlob:
+        """Open a blob; returns when its size is known.
+
+        ``size`` is what a manifest says, if one is known; ``first`` (offset, length or None) is
+        what will be wanted first, so that the first range can bring the size along. Raises
+        :class:`FillFailed` or :class:`FillerUnreachable`.
+        """
+        message: Message = {
+            "type": "open",
+            "key": "blob",
+            "upstream": upstream,
+            "repository": repository,
+            "digest": str(digest),
+        }
+        if size is not None:
+            message["size"] = size
+        if first is not None:
+            message["first"] = list(first)
+        if authorization is not None:
+            message["authorization"] = authorization
+        handle = OpenBlob(self, message)
+        self._handles.add(handle)
+        self._post_open(handle)
+        try:
+            with anyio.move_on_after(timeout_seconds):
+                await handle.ready.wait()
+                if handle.failure is not None:
+                    raise handle.failure
+                return handle
+        except BaseException:
+            self.close(handle)
+            raise
+        self.close(handle)
+        raise self._unreachable(timeout_seconds)
+
+    async def call(self, message: Message, timeout_seconds: float = 30.0) -> Message:
+        """Send any other request and wait for its answer; replayed after a reconnect.
+
+        Raises :class:`FillFailed` or :class:`FillerUnreachable`.
+        """
+        answered = anyio.Event()
+        answers: list[Message] = []
+
+        def answer(received: Message) -> None:
+            answers.append(received)
+            answered.set()
+
+        number = next(self._numbers)
+        request: Message = {**message, "id": number}
+        self._pending[number] = answer
+        self._requests[number] = request
+        self._post(request)
+        try:
+            with anyio.move_on_after(timeout_seconds):
+                await answered.wait()
+                if answers[0].get("type") == "failed":
+                    raise FillFailed.from_message(answers[0])
+                return answers[0]
+        finally:
+            self._pending.pop(number, None)
+            self._requests.pop(number, None)
+        raise self._unreachable(timeout_seconds)
+
+    def close(self, handle: OpenBlob) -> None:
+        """Close a handle; its files are closed at once."""
+        if handle not in self._handles:
+            return
+        self._handles.discard(handle)
+        if handle.remote is not None:
+            self._remote.pop(handle.remote, None)
+            self._post({"type": "close", "handle": handle.remote})
+        handle.close_files()
+
+    def follow(self, handle: OpenBlob) -> None:
+        """Ask for ``arrived`` notices; counted, see :meth:`unfollow`."""
+        handle.followers += 1
+        if handle.followers == 1 and handle.remote is not None:
+            self._post({"type": "follow", "handle": handle.remote})
+
+    def unfollow(self, handle: OpenBlob) -> None:
+        """Give back one :meth:`follow`."""
+        handle.followers -= 1
+        if handle.followers == 0 and handle.remote is not None:
+            self._post({"type": "unfollow", "handle": handle.remote})
+
+    def touch(self, handle: OpenBlob) -> None:
+        """Count the object as used now."""
+        if handle.remote is not None:
+            self._post({"type": "touch", "handle": handle.remote})
+
+    # --- what handles use ---
+
+    def post_want(self, handle: OpenBlob, want: Want) -> int:
+        """Send a want; its answer settles ``want``."""
+        number = next(self._numbers)
+        handle.wants[number] = want
+        self.follow(handle)
+
+        def answer(received: Message) -> None:
+            if received.get("type") == "failed":
+                want.failure = FillFailed.from_message(received)
+            else:
+                want.done = True
+            want.event.set()
+
+        self._pending[number] = answer
+        if handle.remote is not None:
+            self._post({**want.message, "id": number, "handle": handle.remote})
+        return number
+
+    def drop_want(self, handle: OpenBlob, number: int) -> None:
+        """Forget a want and tell the filler, unless it has been answered."""
+        want = handle.wants.pop(number)
+        self._pending.pop(number, None)
+        if not want.done and want.failure is None and handle.remote is not None:
+            self._post({"type": "cancel", "id": number})
+        self.unfollow(handle)
+
+    # --- the connection ---
+
+    def _unreachable(self, seconds: float) -> FillerUnreachable:
+        reason = self.refusal or "no answer"
+        return FillerUnreachable(f"{self._path}: {reason} within {seconds:g} s")
+
+    def _post(self, message: Message) -> None:
+        if self._connected.is_set():
+            self._outgoing.append(encode(message))
+            self._wake.set()
+
+    def _post_open(self, handle: OpenBlob) -> None:
+        if handle.opening is not None:
+            self._pending.pop(handle.opening, None)
+        number = handle.opening = next(self._numbers)
+
+        def answer(received: Message) -> None:
+            self._opened(handle, received)
+
+        self._pending[number] = answer
+        self._post({**handle.message, "id": number})
+
+    def _opened(self, handle: OpenBlob, received: Message) -> None:
+        if handle not in self._handles:
+            if isinstance(received.get("handle"), int):
+                self._post({"type": "close", "handle": received["handle"]})
+            return
+        if received.get("type") == "failed":
+            handle.fail(FillFailed.from_message(received))
+            return
+        remote = received.get("handle")
+        if not isinstance(remote, int):
+            raise WireError("`opened` without a handle")
+        handle.remote = remote
+        self._remote[remote] = handle
+        if received.get("state") != "planning":
+            self._take_files(handle, received)
+        if handle.followers:
+            self._post({"type": "follow", "handle": remote})
+        for number, want in handle.wants.items():
+            if not want.done and want.failure is None:
+                self._post({**want.message, "id": number, "handle": remote})
+
+    @staticmethod
+    def _take_files(handle: OpenBlob, received: Message) -> None:
+        paths, maps = received.get("paths"), received.get("map")
+        if not isinstance(paths, list) or not isinstance(maps, list):
+            raise WireError("files were announced without paths")
+        handle.opened([str(path) for path in paths], [str(path) for path in maps])
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                async with await anyio.connect_unix(self._path) as stream:
+                    await self._greet(stream)
+                    attempt = 0
+                    await self._converse(stream)
+            except (OSError, anyio.BrokenResourceError, anyio.EndOfStream, WireError) as error:
+                if attempt == len(BACK_OFF_SECONDS):
+                    logger.warning("filler: %s: %s; still trying", self._path, error)
+            finally:
+                self._disconnect()
+            await anyio.sleep(BACK_OFF_SECONDS[min(attempt, len(BACK_OFF_SECONDS) - 1)])
+            attempt += 1
+
+    def _disconnect(self) -> None:
+        self._connected = anyio.Event()
+        self._outgoing.clear()
+        self._remote.clear()
+        for handle in self._handles:
+            handle.remote = None
+
+    async def _greet(self, stream: ByteStream) -> None:
+        hello: Message = {"type": "hello", "id": 0, "version": PROTOCOL_VERSION, "role": self._role}
+        await stream.send(encode(hello))
+        decoder = Decoder()
+        with anyio.fail_after(10):
+            while True:
+                messages = decoder.feed(await stream.receive())
+                if messages:
+                    break
+        if messages[0].get("type") != "hello":
+            self.refusal = str(messages[0].get("text", "refused"))
+            raise WireError(self.refusal)
+        self.refusal = None
+        self._connected.set()
+        for number in list(self._pending):
+            if number in self._requests:
+                self._post(self._requests[number])
+        for handle in self._handles:
+            if handle.failure is None:
+                self._post_open(handle)
+
+    async def _converse(self, stream: ByteStream) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._send, stream)
+            decoder = Decoder()
+            try:
+                while True:
+                    for message in decoder.feed(await stream.receive()):
+                        self._receive(message)
+            except (OSError, anyio.BrokenResourceError, anyio.EndOfStream, WireError) as error:
+                logger.debug("filler connection ended: %s", error)
+                tasks.cancel_scope.cancel()
+
+    async def _send(self, stream: ByteStream) -> None:
+        while True:
+            if self._outgoing:
+                waiting, self._outgoing = b"".join(self._outgoing), []
+                try:
+                    await stream.send(waiting)
+                except (OSError, anyio.BrokenResourceError):
+                    return
+            else:
+                self._wake = anyio.Event()
+                if not self._outgoing:
+                    await self._wake.wait()
+
+    def _receive(self, message: Message) -> None:
+        number = message.get("id")
+        if isinstance(number, int):
+            answer = self._pending.pop(number, None)
+            if answer is not None:
+                answer(message)
+            return
+        remote = message.get("handle")
+        handle = self._remote.get(remote) if isinstance(remote, int) else None
+        if handle is None:
+            return
+        match message.get("type"):
+            case "arrived":
+                handle.arrived()
+            case "state":
+                match message.get("state"):
+                    case "refused":
+                        handle.fail(FillFailed.from_message(message))
+                    case "evicted":
+                        handle.stale = True
+                    case "streaming" | "complete" if "paths" in message:
+                        self._take_files(handle, message)
+                    case _:
+                        handle.arrived()

@@ -1,0 +1,1 @@
+"""The file system and the containerd snapshotter."""

@@ -1,0 +1,1 @@
+"""The mirror: what `headstart serve` runs."""

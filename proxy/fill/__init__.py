@@ -1,0 +1,1 @@
+"""The filler: the one process that fetches, hashes and writes objects."""

@@ -1,0 +1,494 @@
+"""One blob while anybody has it open: who wants which bytes, what is on its way, what has come.
+
+Everything here runs on the filler's event loop, except the methods of :class:`Intake`, which the
+connections' threads call.
+"""
+
+import asyncio
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headstart.content.digest import Digest
+from headstart.store.errors import FillFailed
+from headstart.store.geometry import UNIT_SIZE
+from proxy.fill.blob_files import BlobFiles
+from proxy.fill.digesting import FollowingDigest
+from proxy.fill.fetch import Ending, Fetch, Outcome
+from proxy.fill.unit_table import UnitTable
+
+logger = logging.getLogger(__name__)
+
+MAX_REDIRECTIONS_REFRESHED = 3
+
+
+@dataclass(slots=True, eq=False)
+class Want:
+    """Bytes ``offset`` to ``stop`` that a client of fill.sock waits for.
+
+    ``stop`` is None for "to the end" while the size is unknown. ``settle`` is called once, with
+    None when all is here, or with the reason.
+    """
+
+    offset: int
+    stop: int | None
+    priority: int
+    bulk: bool
+    order: int
+    settle: Callable[[FillFailed | None], None]
+    reach: int = 0
+    """Bytes beyond the read that sequential reads have earned (on-demand wants)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSource:
+    """A repository that may have the blob, with the client's own credentials if it passed any."""
+
+    upstream: str
+    repository: str
+    authorization: str | None = field(default=None, repr=False)
+
+
+class Listener(Protocol):
+    """A client of fill.sock that has the blob open."""
+
+    def notify_files(self, fill: "Fill") -> None:
+        """The size is known and the files are there."""
+
+    def notify_arrived(self, fill: "Fill") -> None:
+        """Bytes have come, or the digest has passed."""
+
+    def notify_refused(self, fill: "Fill", failure: FillFailed) -> None:
+        """The object is withdrawn: readers must not finish cleanly."""
+
+    def notify_evicted(self, fill: "Fill") -> None:
+        """The object was evicted: open readers finish, new ones open it again."""
+
+
+class Surroundings(Protocol):
+    """What a fill needs of the filler around it."""
+
+    def create_files(self, digest: Digest, size: int) -> BlobFiles:
+        """Make the files of a blob; called from a connection's thread."""
+
+    def reserve(self, digest: Digest, files: BlobFiles, extent: int) -> None:
+        """Count and reserve an extent's space; called from a connection's thread."""
+
+    def wrote(
+        self, files: BlobFiles, stripe: int, offset: int, length: int, seconds: float
+    ) -> None:
+        """Count and pace a write; called from a connection's thread."""
+
+    def in_thread(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+        """Run ``work`` in a thread; ``done`` gets its result, or the exception, on the loop."""
+
+    def pump(self) -> None:
+        """Something may be startable now."""
+
+    def vouched(self, fill: "Fill", source: BlobSource) -> None:
+        """The upstream of this source has delivered bytes of the blob."""
+
+    def verified(self, fill: "Fill") -> None:
+        """The digest has passed."""
+
+    def quarantine(self, fill: "Fill", failure: FillFailed) -> None:
+        """Remove the blob's files and end the fill."""
+
+
+class Intake:
+    """The side of a fill that connections' threads call (:class:`receiver.Admission`)."""
+
+    def __init__(self, fill: "Fill", source: BlobSource) -> None:
+        """For one request at one source."""
+        self._fill = fill
+        self._source = source
+
+    def admit(self, fetch: Fetch, size: int | None, etag: str | None) -> Outcome | None:
+        """Accept the answer's total size and entity tag, or say why not."""
+        fill = self._fill
+        with fill.intake_lock:
+            if fill.files is None:
+                if size is None:
+                    return Outcome(Ending.NO_LENGTH)
+                fill.etag = etag
+                refused = self._create(size)
+                if refused is not None:
+                    return refused
+            elif size is not None and size != fill.files.geometry.size:
+                return Outcome(
+                    Ending.PROTOCOL,
+                    f"the answer is of a blob of {size} bytes, it has {fill.files.geometry.size}",
+                )
+            elif etag is not None and fill.etag is not None and etag != fill.etag:
+                return Outcome(Ending.CHANGED, "the entity tag changed between two ranges")
+            elif fill.etag is None:
+                fill.etag = etag
+        fill.on_loop(lambda: fill.answered(self._source))
+        return None
+
+    def admit_stream(self, fetch: Fetch, size: int | None) -> Outcome | None:
+        """Accept a whole answer where a range was asked, or say why not."""
+        fill = self._fill
+        with fill.intake_lock:
+            known = fill.files.geometry.size if fill.files else (size or fill.size_hint)
+            if known is None and size != 0:
+                return Outcome(Ending.NO_LENGTH)
+            known = known or 0
+            if size is not None and size != known:
+                return Outcome(
+                    Ending.PROTOCOL, f"the answer has {size} bytes, the blob has {known}"
+                )
+            if fill.stream is not None and fill.stream is not fetch:
+                return Outcome(Ending.CUT, "another connection already brings the whole blob")
+            if fill.files is None:
+                refused = self._create(known)
+                if refused is not None:
+                    return refused
+            fill.stream = fetch
+            fetch.stream = True
+            with fetch.lock:
+                fetch.start = fetch.reserved = fetch.committed = 0
+                fetch.stop = known
+        fill.on_loop(lambda: fill.became_stream(fetch, self._source))
+        return None
+
+    def _create(self, size: int) -> Outcome | None:
+        fill = self._fill
+        try:
+            fill.files = fill.around.create_files(fill.digest, size)
+        except OSError as error:
+            return Outcome(Ending.DISK, str(error), error=error)
+        return None
+
+    def opened_files(self) -> BlobFiles:
+        """The files to write to."""
+        files = self._fill.files
+        if files is None:
+            raise RuntimeError("an answer was admitted without files")
+        return files
+
+    def reserve(self, extent: int) -> None:
+        """Reserve the extent's space. Raises OSError."""
+        fill = self._fill
+        if extent not in fill.reserved:
+            fill.around.reserve(fill.digest, self.opened_files(), extent)
+            fill.reserved.add(extent)
+
+    def wrote(self, stripe: int, file_offset: int, length: int, seconds: float) -> None:
+        """Count a write; may wait for the disk."""
+        self._fill.around.wrote(self.opened_files(), stripe, file_offset, length, seconds)
+
+    def extent_whole(self, extent: int, digest: bytes | None) -> None:
+        """Record the extent's BLAKE3, reading it back when several ranges brought it."""
+        files = self.opened_files()
+        files.set_blake3(extent, digest if digest is not None else files.blake3_of(extent))
+
+    def progressed(self) -> None:
+        """Bytes were published: tell the loop, once until it has looked."""
+        self._fill.note_progress()
+
+
+class Fill:
+    """The state of one blob."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        files: BlobFiles | None,
+        size_hint: int | None,
+        around: Surroundings,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """``files`` are what the store has already; ``size_hint`` is what a manifest says."""
+        self.digest = digest
+        self.files = files
+        self.size_hint = size_hint
+        self.around = around
+        self.etag: str | None = None
+        self.stream: Fetch | None = None
+        self.reserved: set[int] = set()
+        self.intake_lock = threading.Lock()
+        self.sources: list[BlobSource] = []
+        self.locations: dict[BlobSource, str] = {}
+        self.refreshed = 0
+        self.wants: list[Want] = []
+        self.fetches: set[Fetch] = set()
+        self.listeners: set[Listener] = set()
+        self.table: UnitTable | None = None
+        self.failure: FillFailed | None = None
+        self.attempts = 0
+        self.not_before = 0.0
+        self.no_length = False
+        self.restarted = False
+        self.idle_since = time.monotonic()
+        self.received = 0
+        self.started: float | None = None
+        self._loop = loop
+        self._progress_noted = False
+        self._digest: FollowingDigest | None = None
+        self._digesting = False
+        self._announced = False
+        if files is not None:
+            self._take_files()
+
+    def on_loop(self, call: Callable[[], None]) -> None:
+        """Run a call on the filler's loop; from any thread."""
+        self._loop.call_soon_threadsafe(call)
+
+    # --- size and files ---
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob, once known."""
+        return self.table.geometry.size if self.table is not None else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is here."""
+        return self.table is not None and self.table.complete()
+
+    @property
+    def verified(self) -> bool:
+        """Whether the digest has passed."""
+        return self.files is not None and self.files.map.verified
+
+    @property
+    def state(self) -> str:
+        """The word for this state in ``opened`` and ``state`` messages."""
+        if self.failure is not None:
+            return "refused"
+        if self.table is None:
+            return "planning"
+        return "complete" if self.verified else "streaming"
+
+    def size_known(self, size: int) -> None:
+        """Make the files for a size learned otherwise than from an answer with bytes."""
+        with self.intake_lock:
+            if self.files is None:
+                self.files = self.around.create_files(self.digest, size)
+        self._take_files()
+
+    def _take_files(self) -> None:
+        files = self.files
+        if files is None or self.table is not None:
+            return
+        self.table = UnitTable(files.geometry)
+        for extent in self.table.load(files.map):
+            self._check(files, extent)
+        for fetch in self.fetches:
+            self.table.claim(fetch.start, min(fetch.stop, files.geometry.size))
+        for want in self.wants:
+            want.stop = min(want.stop or files.geometry.size, files.geometry.size)
+        for listener in list(self.listeners):
+            listener.notify_files(self)
+        self._follow_digest()
+
+    def _check(self, files: BlobFiles, extent: int) -> None:
+        """Hold an extent that cannot be believed against its BLAKE3, in a thread."""
+
+        def checked(_: object) -> None:
+            if self.table is not None and self.files is files:
+                self.table.load_extent(files.map, extent)
+                self.after_progress()
+                self.around.pump()
+
+        self.around.in_thread(lambda: files.check(extent), checked)
+
+    # --- wants ---
+
+    def add_want(self, want: Want) -> None:
+        """Somebody waits for bytes."""
+        if self.failure is not None:
+            want.settle(self.failure)
+            return
+        if self.table is not None:
+            size = self.table.geometry.size
+            want.stop = min(want.stop if want.stop is not None else size, size)
+        self.wants.append(want)
+        self._settle_wants()
+
+    def drop_want(self, want: Want) -> None:
+        """Nobody waits for these bytes any more: stop what nobody else wants."""
+        if want in self.wants:
+            self.wants.remove(want)
+        self.cut_unwanted()
+
+    def cut_unwanted(self) -> None:
+        """End the fetches whose remaining bytes nobody wants."""
+        for fetch in self.fetches:
+            if not fetch.stream and self.priority_of(fetch) is None:
+                fetch.cut(Outcome(Ending.CUT, "nobody wants it any more"))
+        if not self.wants and self.stream is not None:
+            self.stream.cut(Outcome(Ending.CUT, "nobody wants it any more"))
+
+    def priority_of(self, fetch: Fetch) -> int | None:
+        """The most urgent want that a fetch serves; None when it serves none."""
+        priorities = [
+            want.priority
+            for want in self.wants
+            if (want.stop is None or want.stop + want.reach > fetch.committed)
+            and want.offset < fetch.stop
+        ]
+        return min(priorities, default=None)
+
+    def _settle_wants(self) -> None:
+        if self.table is None:
+            return
+        for want in list(self.wants):
+            stop = want.stop if want.stop is not None else self.table.geometry.size
+            if want.offset >= stop or self.table.holds(want.offset, stop):
+                # A want of everything waits for the digest too: its reader may not finish before.
+                whole = want.offset == 0 and stop == self.table.geometry.size
+                if whole and not self.verified:
+                    continue
+                self.wants.remove(want)
+                want.settle(None)
+
+    def next_range(self, want: Want, request_size: int) -> tuple[int, int] | None:
+        """The next bytes to ask an upstream for on behalf of a want."""
+        if self.stream is not None:
+            return None
+        if self.table is None:
+            if self.fetches or self.no_length:
+                return None
+            start = want.offset // UNIT_SIZE * UNIT_SIZE
+            stop = (start // request_size + 1) * request_size
+            if not want.bulk and want.stop is not None:
+                stop = -(-max(want.stop, start + 1) // UNIT_SIZE) * UNIT_SIZE
+            if self.size_hint is not None and start < self.size_hint:
+                stop = min(stop, self.size_hint)
+            return start, stop
+        stop = want.stop if want.stop is not None else self.table.geometry.size
+        if want.bulk:
+            return self.table.next_missing(want.offset, stop, request_size)
+        stop = min(stop + want.reach, self.table.geometry.size)
+        return self.table.next_missing(want.offset, stop, max(request_size, 1 << 62))
+
+    # --- fetches ---
+
+    def begin(self, fetch: Fetch) -> None:
+        """A connection has taken a range."""
+        self.fetches.add(fetch)
+        self.started = self.started or time.monotonic()
+        if self.table is not None:
+            self.table.claim(fetch.start, fetch.stop)
+
+    def answered(self, source: BlobSource) -> None:
+        """The first answer with bytes from a source was admitted."""
+        self._take_files()
+        self.around.vouched(self, source)
+
+    def became_stream(self, fetch: Fetch, source: BlobSource) -> None:
+        """An upstream without ranges sends the whole blob on this connection."""
+        self.answered(source)
+        fetch.seen = 0
+        if self.table is not None:
+            self.table.claim(0, self.table.geometry.size)
+
+    def note_progress(self) -> None:
+        """From a connection's thread: look at what has come."""
+        if not self._progress_noted:
+            self._progress_noted = True
+            self._loop.call_soon_threadsafe(self._progressed)
+
+    def _progressed(self) -> None:
+        self._progress_noted = False
+        self._take_files()
+        if self.table is None:
+            return
+        for fetch in self.fetches:
+            self._count(fetch)
+        self.after_progress()
+
+    def _count(self, fetch: Fetch) -> None:
+        committed = fetch.committed
+        if self.table is not None and committed > fetch.seen:
+            origin = max(fetch.start, fetch.seen // UNIT_SIZE * UNIT_SIZE)
+            self.table.arrived(origin, committed)
+            self.attempts = 0
+            fetch.seen = committed
+
+    def after_progress(self) -> None:
+        """Tell everybody that bytes have come."""
+        self._settle_wants()
+        for listener in list(self.listeners):
+            listener.notify_arrived(self)
+        self._follow_digest()
+
+    def end(self, fetch: Fetch) -> None:
+        """A connection has let go of a range; what it did not bring is free again."""
+        self.fetches.discard(fetch)
+        self.received += fetch.received
+        if self.stream is fetch:
+            self.stream = None
+        self._progressed()
+        if self.table is not None:
+            self._count(fetch)
+            with fetch.lock:
+                committed, stop = fetch.committed, fetch.stop
+            self.table.release(committed, stop)
+            self.after_progress()
+
+    # --- the digest of the whole ---
+
+    def _follow_digest(self) -> None:
+        files = self.files
+        if self._digesting or files is None or self.verified or self.failure is not None:
+            return
+        if self._digest is None:
+            self._digest = FollowingDigest(self.digest, files)
+        position = self._digest.position
+        reachable = files.map.available(position, 1 << 20)
+        if reachable < min(1 << 20, files.geometry.size - position):
+            return
+        self._digesting = True
+        self.around.in_thread(self._digest.advance, self._digested)
+
+    def _digested(self, result: object) -> None:
+        self._digesting = False
+        if self.failure is not None or self.files is None:
+            return
+        if isinstance(result, OSError):
+            self.fail(FillFailed("space", f"cached bytes cannot be read back: {result}"))
+        elif result is True:
+            self.files.mark_verified()
+            self.around.verified(self)
+            self.after_progress()
+        elif result is False:
+            text = f"{self.digest}: the upstream's bytes have another digest; they were dropped"
+            self.around.quarantine(self, FillFailed("digest", text))
+        else:
+            self._follow_digest()
+
+    # --- the end ---
+
+    def fail(self, failure: FillFailed) -> None:
+        """Settle every want with a reason; the bytes that are here stay."""
+        wants, self.wants = self.wants, []
+        for want in wants:
+            want.settle(failure)
+        if self.table is None:
+            for listener in list(self.listeners):
+                listener.notify_refused(self, failure)
+        self.cut_unwanted()
+
+    def withdraw(self, failure: FillFailed) -> None:
+        """The object is no more: everybody who has it open must know."""
+        self.failure = failure
+        for fetch in list(self.fetches):
+            fetch.cut(Outcome(Ending.CUT, failure.text))
+        wants, self.wants = self.wants, []
+        for want in wants:
+            want.settle(failure)
+        for listener in list(self.listeners):
+            listener.notify_refused(self, failure)
+
+    def disk_failure(self, error: OSError | None) -> FillFailed:
+        """What to say when the cache's disk does not take bytes."""
+        if error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return FillFailed("space", f"the cache has no room: {error.strerror}")
+        return FillFailed("space", f"the cache cannot be written: {error}")

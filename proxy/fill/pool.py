@@ -1,0 +1,239 @@
+"""The connections to one upstream: which range goes next, which one gives way, which is late.
+
+One pool serves all blobs and layers of its upstream, so that a giant layer uses every connection
+that small ones leave idle. Decisions only; :mod:`proxy.fill.carriage` carries them out.
+"""
+
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+from headstart.registry.upstream import Upstream
+from headstart.store.geometry import MIB
+from headstart.store.wire import PRIORITIES
+from proxy.fill.fetch import Ending, Fetch, Outcome
+from proxy.fill.fill import Fill, Want
+
+START_CONNECTIONS = 8
+MOST_CONNECTIONS = 32
+SMALLEST_SPLIT = MIB
+LATE_SHARE = 0.25
+LATE_SAVES_SECONDS = 1.0
+SPLIT_SAVES_SECONDS = 0.3
+GROW_SECONDS = 1.0
+GROWTH_WORTH = 1.08
+
+
+class Pool:
+    """Decides for one upstream; all methods run on the filler's loop."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        request_size: int,
+        *,
+        reissue: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``request_size`` is the grid of bulk work in bytes."""
+        self.upstream = upstream
+        self.request_size = request_size
+        self.reissue = reissue
+        self.fills: set[Fill] = set()
+        self.active: set[Fetch] = set()
+        self.ranges = True
+        self.paused_until = 0.0
+        self.limit = upstream.max_connections or START_CONNECTIONS
+        self.received = 0
+        self.typical_rate: float | None = None
+        self._fixed = upstream.max_connections is not None
+        self._orders = itertools.count()
+        self._clock = clock
+        self._grown_at = clock()
+        self._grown_from: float | None = None
+        self._measured = (clock(), 0)
+        self._settled = False
+
+    @property
+    def holding(self) -> list[Fetch]:
+        """The fetches that hold a connection and have not been told to let go."""
+        return [fetch for fetch in self.active if fetch.cut_reason is None]
+
+    def next_order(self) -> int:
+        """A number for whatever comes next."""
+        return next(self._orders)
+
+    # --- what goes next ---
+
+    def next_fetch(self) -> Fetch | None:
+        """The range that the next connection should take, claimed; None when there is none."""
+        now = self._clock()
+        if now < self.paused_until:
+            return None
+        holding = self.holding
+        idle = self.limit - len(holding)
+        for want, fill in self._waiting(now):
+            bounds = fill.next_range(want, self.request_size)
+            if bounds is None:
+                continue
+            if idle <= 0 and not self._give_way(want, fill, holding):
+                return None
+            return self._fetch(fill, *bounds, bulk=want.bulk, priority=want.priority)
+        if idle > 0 and self.reissue:
+            return self._endgame(holding, now)
+        return None
+
+    def _fetch(self, fill: Fill, start: int, stop: int, *, bulk: bool, priority: int) -> Fetch:
+        fetch = Fetch(fill, start, stop, bulk=bulk, priority=priority, order=self.next_order())
+        fill.begin(fetch)
+        self.active.add(fetch)
+        return fetch
+
+    def _waiting(self, now: float) -> list[tuple[Want, Fill]]:
+        """All wants, the most urgent first; among equals those with fewest connections."""
+        serving: dict[Fill, int] = {}
+        for fetch in self.active:
+            serving[fetch.fill] = serving.get(fetch.fill, 0) + 1
+        waiting = [
+            (want, fill)
+            for fill in self.fills
+            if fill.failure is None and now >= fill.not_before
+            for want in fill.wants
+        ]
+        waiting.sort(
+            key=lambda entry: (
+                entry[0].priority,
+                entry[0].bulk,
+                serving.get(entry[1], 0),
+                entry[0].order,
+            )
+        )
+        return waiting
+
+    def _give_way(self, want: Want, fill: Fill, holding: list[Fetch]) -> bool:
+        """Cut a bulk range for a read that somebody waits on; False when none may be cut."""
+        if want.bulk and any(fetch.fill is fill for fetch in holding):
+            return False
+        victims: list[tuple[int, int, Fetch]] = []
+        for fetch in holding:
+            if not fetch.bulk or fetch.stream:
+                continue
+            priority = fetch.fill.priority_of(fetch)
+            urgency = priority if priority is not None else len(PRIORITIES)
+            if urgency > want.priority or (urgency == want.priority and not want.bulk):
+                victims.append((urgency, fetch.remaining, fetch))
+        if not victims:
+            return False
+        victim = max(victims, key=lambda entry: entry[:2])[2]
+        victim.cut(Outcome(Ending.CUT, "gave way to a read that somebody waits on"))
+        return True
+
+    def _endgame(self, holding: list[Fetch], now: float) -> Fetch | None:
+        """Nothing is queued: take the upper half of the range that has most left."""
+        largest = max(
+            (fetch for fetch in holding if fetch.bulk and not fetch.stream and fetch.first_byte),
+            key=lambda fetch: fetch.remaining,
+            default=None,
+        )
+        if largest is None:
+            return None
+        rate = largest.rate() or self.typical_rate
+        if rate is None or largest.remaining / max(rate, 1.0) < SPLIT_SAVES_SECONDS:
+            return None
+        taken = largest.split(SMALLEST_SPLIT)
+        if taken is None:
+            return None
+        return self._fetch(largest.fill, *taken, bulk=True, priority=largest.priority)
+
+    # --- what is late ---
+
+    def tick(self, now: float) -> None:
+        """Look at every fetch: deadlines, stragglers, how many connections are worth having."""
+        rates: list[float] = []
+        for fetch in self.holding:
+            fetch.sample(now)
+            self._hold_to_deadlines(fetch, now)
+            rate = fetch.rate()
+            if rate is not None and fetch.bulk:
+                rates.append(rate)
+        if len(rates) >= 3:
+            self.typical_rate = statistics.median(rates)
+        if self.reissue:
+            self._reissue_late(now)
+        self._grow(now)
+
+    def _hold_to_deadlines(self, fetch: Fetch, now: float) -> None:
+        deadlines = self.upstream.deadlines
+        host = self.upstream.host
+        if fetch.first_byte is None:
+            if fetch.request_sent is not None and now - fetch.request_sent > deadlines.first_byte:
+                self._expire(
+                    fetch,
+                    "first_byte",
+                    f"{deadlines.first_byte:g}s",
+                    f"{host} sent no byte within {now - fetch.request_sent:.1f} s "
+                    f"of the request for byte {fetch.start}",
+                )
+            return
+        slow = fetch.slow_since(now, deadlines.stall, deadlines.stall_rate)
+        if slow is not None:
+            self._expire(
+                fetch,
+                "stall",
+                f"{deadlines.stall:g}s",
+                f"{host} sent {slow} bytes in {deadlines.stall:g} s up to byte {fetch.committed}, "
+                f"less than stall_rate {deadlines.stall_rate} bytes/s",
+            )
+
+    @staticmethod
+    def _expire(fetch: Fetch, key: str, value: str, text: str) -> None:
+        fetch.cut(Outcome(Ending.DEADLINE, text, key=key, value=value))
+
+    def _reissue_late(self, now: float) -> None:
+        """Cut the ranges that are far behind their peers; the rest is asked for afresh."""
+        typical = self.typical_rate
+        if typical is None:
+            return
+        for fetch in self.holding:
+            rate = fetch.rate()
+            if rate is None or fetch.stream or rate > typical * LATE_SHARE:
+                continue
+            if fetch.remaining / max(rate, 1.0) - fetch.remaining / typical > LATE_SAVES_SECONDS:
+                fetch.cut(Outcome(Ending.CUT, "far behind its peers"))
+
+    def _grow(self, now: float) -> None:
+        """While every connection is busy, try two more; keep them if the throughput grows."""
+        since, before = self._measured
+        if now - since < GROW_SECONDS:
+            return
+        received = self.received + sum(fetch.received for fetch in self.active)
+        rate = (received - before) / (now - since)
+        self._measured = (now, received)
+        if self._fixed or self._settled or len(self.holding) < self.limit:
+            self._grown_from = None
+            return
+        if self._grown_from is None or rate >= self._grown_from * GROWTH_WORTH:
+            self._grown_from = rate
+            self.limit = min(MOST_CONNECTIONS, self.limit + 2)
+        else:
+            self.limit = max(START_CONNECTIONS, self.limit - 2)
+            self._settled = True
+
+    # --- what the upstream says ---
+
+    def ended(self, fetch: Fetch) -> None:
+        """A connection is free again."""
+        self.active.discard(fetch)
+        self.received += fetch.received
+
+    def throttled(self, seconds: float) -> None:
+        """The upstream asked for a pause: all wait, and come back with fewer connections."""
+        self.paused_until = max(self.paused_until, self._clock() + seconds)
+        self.limit = max(1, self.limit // 2)
+        self._settled = True
+
+    def back_off(self, attempts: int) -> float:
+        """Seconds before the next try of a blob, with jitter."""
+        return float(min(5.0, 0.1 * 2**attempts) * random.uniform(0.5, 1.5))

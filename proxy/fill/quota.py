@@ -1,0 +1,182 @@
+"""How much of the disks the cache may take, and what goes when that is reached.
+
+Counts allocated bytes. Least recently used objects go first, never one that is leased, pinned or
+being filled; open readers of an evicted object finish. All methods may be called from any thread.
+"""
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from headstart.content.digest import Digest
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 30.0
+"""Nothing is evicted in this time after a start, unless all lease holders have reconciled."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What the quota knows of one object."""
+
+    allocated: int
+    used_at: float
+    pinned: bool = False
+    busy: int = 0
+
+
+class Quota:
+    """The account of one cache."""
+
+    def __init__(
+        self,
+        high_water: int,
+        low_water: int,
+        remove: Callable[[Digest], None],
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        """``remove`` unlinks an object's files; water levels are in bytes."""
+        self.high_water = high_water
+        self.low_water = low_water
+        self._remove = remove
+        self._lock = threading.RLock()
+        self._entries: dict[Digest, Entry] = {}
+        self._leased: dict[str, set[Digest]] = {}
+        self._total = 0
+        self._evict_from = time.monotonic() + grace_seconds
+
+    @property
+    def total(self) -> int:
+        """Allocated bytes of all objects."""
+        return self._total
+
+    def account(self, digest: Digest, allocated: int, used_at: float, *, pinned: bool) -> None:
+        """Enter what an object takes; replaces an earlier figure."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None:
+                self._entries[digest] = Entry(allocated, used_at, pinned)
+                self._total += allocated
+            else:
+                self._total += allocated - entry.allocated
+                entry.allocated = allocated
+                entry.used_at = max(entry.used_at, used_at)
+                entry.pinned = entry.pinned or pinned
+
+    def known(self, digest: Digest) -> bool:
+        """Whether the object is in the account."""
+        with self._lock:
+            return digest in self._entries
+
+    def touch(self, digest: Digest, used_at: float) -> None:
+        """Note a use."""
+        with self._lock:
+            if digest in self._entries:
+                self._entries[digest].used_at = used_at
+
+    def pin(self, digest: Digest, pinned: bool) -> bool:
+        """Pin or release an object; False when it is not here."""
+        with self._lock:
+            if digest not in self._entries:
+                return False
+            self._entries[digest].pinned = pinned
+            return True
+
+    def busy(self, digest: Digest, change: int) -> None:
+        """Count fills of an object (+1, -1); a busy one is not evicted."""
+        with self._lock:
+            if digest not in self._entries:
+                self._entries[digest] = Entry(0, time.time())
+            self._entries[digest].busy += change
+
+    def lease(self, holder: str, digests: Iterable[Digest]) -> None:
+        """Replace what a holder has leased."""
+        with self._lock:
+            self._leased[holder] = set(digests)
+
+    def forget(self, digest: Digest) -> None:
+        """The object's files are gone."""
+        with self._lock:
+            entry = self._entries.pop(digest, None)
+            if entry is not None:
+                self._total -= entry.allocated
+
+    def reserve(self, digest: Digest, length: int) -> None:
+        """Count bytes that are about to be written. Raises OSError(ENOSPC) when none can go."""
+        with self._lock:
+            if self._total + length > self.high_water:
+                self._free(self._total + length - self.low_water, spare=digest)
+            if self._total + length > self.high_water:
+                raise OSError(errno.ENOSPC, f"cache.max_size: {self.high_water} bytes are in use")
+            self._entries[digest].allocated += length
+            self._total += length
+
+    def make_room(self, digest: Digest, length: int) -> bool:
+        """The disk itself is full: evict at least ``length`` bytes; whether any went."""
+        with self._lock:
+            return self._free(length, spare=digest) > 0
+
+    def evict(self, digest: Digest) -> bool:
+        """Evict one object on request; False when it is busy, leased, pinned or not here."""
+        with self._lock:
+            if digest not in self._evictable():
+                return False
+            self._drop(digest)
+            return True
+
+    def _evictable(self) -> list[Digest]:
+        leased = set().union(*self._leased.values()) if self._leased else set()
+        candidates = [
+            (entry.used_at, digest)
+            for digest, entry in self._entries.items()
+            if not entry.busy and not entry.pinned and digest not in leased
+        ]
+        return [digest for _, digest in sorted(candidates)]
+
+    def _free(self, length: int, spare: Digest) -> int:
+        if time.monotonic() < self._evict_from:
+            return 0
+        freed = 0
+        for digest in self._evictable():
+            if freed >= length:
+                break
+            if digest != spare:
+                freed += self._drop(digest)
+        return freed
+
+    def _drop(self, digest: Digest) -> int:
+        allocated = self._entries[digest].allocated
+        logger.info("evict: %s, %d bytes", digest, allocated)
+        self._remove(digest)
+        self.forget(digest)
+        return allocated
+
+    def reconciled(self) -> None:
+        """All lease holders have said what they hold: eviction may start."""
+        self._evict_from = 0.0
+
+    def snapshot(self) -> list[tuple[Digest, Entry]]:
+        """All entries, for listings."""
+        with self._lock:
+            return list(self._entries.items())
+
+
+def water_marks(
+    stripes: Iterable[Path], max_bytes: int | None, max_share: float | None, low_share: float
+) -> tuple[int, int]:
+    """High and low water in bytes from ``cache.max_size`` (bytes or a share) and ``low_water``."""
+    high = max_bytes
+    if high is None:
+        sizes = {}
+        for stripe in stripes:
+            status = os.statvfs(stripe)
+            sizes[os.stat(stripe).st_dev] = status.f_blocks * status.f_frsize
+        high = int(sum(sizes.values()) * (max_share if max_share is not None else 0.8))
+    return high, int(high * low_share)
