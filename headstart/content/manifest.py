@@ -102,6 +102,8 @@ def read_manifest(body: bytes, media_type: str) -> Manifest | Index:
     if not isinstance(document, dict):
         raise _invalid(media_type, "is no JSON object")
     named = document.get("mediaType", media_type)
+    if not isinstance(named, str):
+        raise _invalid(media_type, "has a mediaType that is no text")
     if named != media_type and media_type in _INDEXES | _MANIFESTS:
         raise _invalid(media_type, f"calls itself {named!r:.80}")
     is_index = "manifests" in document

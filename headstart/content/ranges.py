@@ -10,8 +10,10 @@ MOST_RANGES = 256
 """Ranges of one request that are answered; more are refused as a whole."""
 
 _LARGEST = 1 << 63
-_SPEC = re.compile(r"(\d{0,19})-(\d{0,19})")
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.IGNORECASE)
+_SPEC = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")
+_CONTENT_RANGE = re.compile(
+    r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)", re.IGNORECASE
+)
 
 
 class InvalidContentRange(InvalidInput):
@@ -101,11 +103,13 @@ def parse_content_range(text: str) -> ContentRange:
     if found is None:
         raise InvalidContentRange("Content-Range", text, remedy)
     size = None if found[3] == "*" else int(found[3])
+    if size is not None and size >= _LARGEST:
+        raise InvalidContentRange("Content-Range", text, remedy)
     if found[1] is None:
         if size is None:
             raise InvalidContentRange("Content-Range", text, remedy)
         return ContentRange(0, 0, size)
     start, stop = int(found[1]), int(found[2]) + 1
-    if stop <= start or (size is not None and stop > size):
+    if stop <= start or stop > (_LARGEST - 1 if size is None else size):
         raise InvalidContentRange("Content-Range", text, remedy)
     return ContentRange(start, stop, size)

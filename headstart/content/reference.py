@@ -19,7 +19,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_REGISTRY = re.compile(rf"({_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::(\d{{1,5}}))?")
+_REGISTRY = re.compile(rf"({_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::([0-9]{{1,5}}))?")
 _HUB_NAMES = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
 
 
@@ -98,7 +98,7 @@ class ImageReference:
         tag = parse_tag(tag_text) if colon else None if digest else "latest"
         if not repository:
             raise InvalidInput("image", text, "write REGISTRY/REPOSITORY:TAG")
-        repository = qualified_repository(registry, parse_repository(repository))
+        repository = parse_repository(qualified_repository(registry, repository))
         return cls(registry, repository, tag, digest)
 
     @property

@@ -22,7 +22,7 @@ DURATION_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 """Seconds of a unit."""
 
 _UNITS = {name.lower(): size for name, size in SIZE_UNITS.items()} | {"": 1}
-_NUMBER = r"\d{1,15}(?:\.\d{1,6})?"
+_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,6})?"
 _SIZE = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)")
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|[hms]))+")
 _DURATION_PART = re.compile(rf"({_NUMBER})(ms|[hms])")
@@ -59,7 +59,7 @@ def show_size(size: float) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of ``500ms``, ``5s``, ``1m30s``, ``24h``; a bare number is seconds. Raises InvalidInput."""
+    """Seconds of ``500ms``, ``5s``, ``1m30s`` or a bare number. Raises InvalidInput."""
     written = text.strip()
     if _NUMBER_ALONE.fullmatch(written):
         return float(written)
@@ -76,7 +76,8 @@ def format_duration(seconds: float) -> str:
         number = seconds / factor
         if seconds and number >= 1 and abs(number - round(number)) < 1e-9:
             return f"{round(number)}{unit}"
-    return f"{seconds:g}s"
+    written = f"{seconds * 1000:.6f}".rstrip("0").rstrip(".")
+    return f"{written}ms" if float(written) else "0s"
 
 
 def parse_percent(text: str) -> float:

@@ -53,6 +53,10 @@ class CachedBlob:
         """How many bytes can be read from ``offset`` on, looking no further than ``limit``."""
         return self.map.available(offset, limit)
 
+    def present(self) -> int:
+        """How many of its bytes are here, wherever they lie."""
+        return self.map.present()
+
     def runs(self, start: int, stop: int) -> Iterator[DescriptorRun]:
         """The pieces of open files that hold bytes ``start`` to ``stop``, in order."""
         for stripe, file_offset, length in self.geometry.runs(start, stop):

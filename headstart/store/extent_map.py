@@ -261,6 +261,26 @@ class BlobMap:
         """Whether every byte of the object is here and believed."""
         return all(self.whole(extent) for extent in range(self.geometry.extents))
 
+    def present(self) -> int:
+        """How many bytes are here and believed, wherever they lie; whole units and watermarks."""
+        return sum(self._present(extent) for extent in range(self.geometry.extents))
+
+    def _present(self, extent: int) -> int:
+        stripe, record = self.locate(extent)
+        if stripe.state(record) & STATE_UNCHECKED:
+            return 0
+        length = self.geometry.extent_length(extent)
+        watermark = stripe.watermark(record)
+        if watermark >= length:
+            return length
+        below = -(-watermark // UNIT_SIZE)
+        bits = stripe.bits(record) >> below << below
+        count = watermark + bits.bit_count() * UNIT_SIZE
+        units = self.geometry.extent_units(extent)
+        if bits >> units - 1 & 1:  # the last unit may be short
+            count -= units * UNIT_SIZE - length
+        return count
+
     def available(self, offset: int, limit: int | None = None) -> int:
         """How many bytes can be read from ``offset`` on, looking no further than ``limit``."""
         geometry = self.geometry

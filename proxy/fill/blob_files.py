@@ -210,6 +210,11 @@ class BlobFiles:
         """Bytes that the files take on disk."""
         return sum(os.fstat(descriptor).st_blocks * 512 for descriptor in self._descriptors)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The open files, by stripe."""
+        return tuple(self._descriptors)
+
     def descriptor(self, stripe: int) -> int:
         """The open file of one stripe, for pacing its writes."""
         return self._descriptors[stripe]

@@ -43,6 +43,7 @@ class Outcome:
     location: str = ""
     challenges: list[str] = field(default_factory=list)
     retry_after: str | None = None
+    date: str | None = None
     size: int | None = None
     error: OSError | None = None
     key: str = ""
@@ -85,6 +86,10 @@ class Fetch:
     def remaining(self) -> int:
         """Bytes that no one has written yet."""
         return max(0, self.stop - self.reserved)
+
+    def begin_request(self) -> None:
+        """A request is about to be made: the clock of its first byte starts anew."""
+        self.first_byte = self.request_sent = None
 
     def attach(self, connection: socket.socket | None) -> None:
         """Remember the socket, so that :meth:`cut` can wake a transfer that waits for bytes."""

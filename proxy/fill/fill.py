@@ -24,6 +24,8 @@ from proxy.fill.unit_table import UnitTable
 logger = logging.getLogger(__name__)
 
 MAX_REDIRECTIONS_REFRESHED = 3
+LOOK_SECONDS = 0.002
+"""At most so often the loop looks at what connections have brought of a blob."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +44,8 @@ class Want:
     settle: Callable[[FillFailed | None], None]
     reach: int = 0
     """Bytes beyond the read that sequential reads have earned (on-demand wants)."""
+    reached: int = 0
+    """All bytes from ``offset`` up to here are known to be here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,9 @@ class Surroundings(Protocol):
     def pump(self) -> None:
         """Something may be startable now."""
 
+    def occupied(self, fill: "Fill", change: int) -> None:
+        """A fill has become busy (+1) or idle (-1)."""
+
     def vouched(self, fill: "Fill", source: BlobSource) -> None:
         """The upstream of this source has delivered bytes of the blob."""
 
@@ -114,6 +121,12 @@ class Intake:
             if fill.files is None:
                 if size is None:
                     return Outcome(Ending.NO_LENGTH)
+                if fill.size_hint not in (None, size):
+                    # Asked twice: the manifest may be wrong, and so may one answer.
+                    text = f"the answer is of a blob of {size} bytes, its manifest says "
+                    text += str(fill.size_hint)
+                    fill.size_hint = None
+                    return Outcome(Ending.PROTOCOL, text)
                 fill.etag = etag
                 refused = self._create(size)
                 if refused is not None:
@@ -124,7 +137,8 @@ class Intake:
                     f"the answer is of a blob of {size} bytes, it has {fill.files.geometry.size}",
                 )
             elif etag is not None and fill.etag is not None and etag != fill.etag:
-                return Outcome(Ending.CHANGED, "the entity tag changed between two ranges")
+                if not fill.etag_ignored:
+                    return Outcome(Ending.CHANGED, "the entity tag changed between two ranges")
             elif fill.etag is None:
                 fill.etag = etag
         fill.on_loop(lambda: fill.answered(self._source))
@@ -175,8 +189,10 @@ class Intake:
         """Reserve the extent's space. Raises OSError."""
         fill = self._fill
         if extent not in fill.reserved:
-            fill.around.reserve(fill.digest, self.opened_files(), extent)
-            fill.reserved.add(extent)
+            with fill.reserve_lock:
+                if extent not in fill.reserved:
+                    fill.around.reserve(fill.digest, self.opened_files(), extent)
+                    fill.reserved.add(extent)
 
     def wrote(self, stripe: int, file_offset: int, length: int, seconds: float) -> None:
         """Count a write; may wait for the disk."""
@@ -212,6 +228,7 @@ class Fill:
         self.stream: Fetch | None = None
         self.reserved: set[int] = set()
         self.intake_lock = threading.Lock()
+        self.reserve_lock = threading.Lock()
         self.sources: list[BlobSource] = []
         self.locations: dict[BlobSource, str] = {}
         self.refreshed = 0
@@ -221,14 +238,20 @@ class Fill:
         self.table: UnitTable | None = None
         self.failure: FillFailed | None = None
         self.attempts = 0
+        self.failed_at = 0.0
         self.not_before = 0.0
         self.no_length = False
-        self.restarted = False
+        self.etag_ignored = False
+        self.evicted = False
+        self.vouched: set[str] = set()
         self.idle_since = time.monotonic()
         self.received = 0
         self.started: float | None = None
         self._loop = loop
         self._progress_noted = False
+        self._looked_at = 0.0
+        self._checking = 0
+        self._occupied = False
         self._digest: FollowingDigest | None = None
         self._digesting = False
         self._announced = False
@@ -291,11 +314,13 @@ class Fill:
         """Hold an extent that cannot be believed against its BLAKE3, in a thread."""
 
         def checked(_: object) -> None:
+            self._checking -= 1
             if self.table is not None and self.files is files:
                 self.table.load_extent(files.map, extent)
                 self.after_progress()
                 self.around.pump()
 
+        self._checking += 1
         self.around.in_thread(lambda: files.check(extent), checked)
 
     # --- wants ---
@@ -305,17 +330,24 @@ class Fill:
         if self.failure is not None:
             want.settle(self.failure)
             return
+        if self.evicted and not self.complete:
+            want.settle(FillFailed("upstream", "the blob was evicted; open it again"))
+            return
+        want.reached = want.offset
         if self.table is not None:
             size = self.table.geometry.size
             want.stop = min(want.stop if want.stop is not None else size, size)
         self.wants.append(want)
         self._settle_wants()
+        self._note_busy()
+        self.around.pump()
 
     def drop_want(self, want: Want) -> None:
         """Nobody waits for these bytes any more: stop what nobody else wants."""
         if want in self.wants:
             self.wants.remove(want)
         self.cut_unwanted()
+        self._note_busy()
 
     def cut_unwanted(self) -> None:
         """End the fetches whose remaining bytes nobody wants."""
@@ -340,7 +372,8 @@ class Fill:
             return
         for want in list(self.wants):
             stop = want.stop if want.stop is not None else self.table.geometry.size
-            if want.offset >= stop or self.table.holds(want.offset, stop):
+            want.reached = self.table.reached(want.reached, stop)
+            if want.reached >= stop:
                 # A want of everything waits for the digest too: its reader may not finish before.
                 whole = want.offset == 0 and stop == self.table.geometry.size
                 if whole and not self.verified:
@@ -378,9 +411,9 @@ class Fill:
             self.table.claim(fetch.start, fetch.stop)
 
     def answered(self, source: BlobSource) -> None:
-        """The first answer with bytes from a source was admitted."""
-        self._take_files()
+        """An answer with bytes from a source was admitted."""
         self.around.vouched(self, source)
+        self._take_files()
 
     def became_stream(self, fetch: Fetch, source: BlobSource) -> None:
         """An upstream without ranges sends the whole blob on this connection."""
@@ -396,7 +429,15 @@ class Fill:
             self._loop.call_soon_threadsafe(self._progressed)
 
     def _progressed(self) -> None:
+        now = self._loop.time()
+        if now - self._looked_at < LOOK_SECONDS:
+            self._loop.call_later(LOOK_SECONDS, self._look)
+        else:
+            self._look()
+
+    def _look(self) -> None:
         self._progress_noted = False
+        self._looked_at = self._loop.time()
         self._take_files()
         if self.table is None:
             return
@@ -409,7 +450,6 @@ class Fill:
         if self.table is not None and committed > fetch.seen:
             origin = max(fetch.start, fetch.seen // UNIT_SIZE * UNIT_SIZE)
             self.table.arrived(origin, committed)
-            self.attempts = 0
             fetch.seen = committed
 
     def after_progress(self) -> None:
@@ -418,6 +458,7 @@ class Fill:
         for listener in list(self.listeners):
             listener.notify_arrived(self)
         self._follow_digest()
+        self._note_busy()
 
     def end(self, fetch: Fetch) -> None:
         """A connection has let go of a range; what it did not bring is free again."""
@@ -425,7 +466,7 @@ class Fill:
         self.received += fetch.received
         if self.stream is fetch:
             self.stream = None
-        self._progressed()
+        self._look()
         if self.table is not None:
             self._count(fetch)
             with fetch.lock:
@@ -466,6 +507,17 @@ class Fill:
 
     # --- the end ---
 
+    @property
+    def busy(self) -> bool:
+        """Whether bytes are wanted or on their way, or threads read the files."""
+        return bool(self.wants or self.fetches or self._digesting or self._checking)
+
+    def _note_busy(self) -> None:
+        """Tell the quota when that has changed."""
+        if self.busy != self._occupied:
+            self._occupied = self.busy
+            self.around.occupied(self, 1 if self._occupied else -1)
+
     def fail(self, failure: FillFailed) -> None:
         """Settle every want with a reason; the bytes that are here stay."""
         wants, self.wants = self.wants, []
@@ -475,6 +527,7 @@ class Fill:
             for listener in list(self.listeners):
                 listener.notify_refused(self, failure)
         self.cut_unwanted()
+        self._note_busy()
 
     def withdraw(self, failure: FillFailed) -> None:
         """The object is no more: everybody who has it open must know."""

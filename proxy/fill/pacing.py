@@ -16,11 +16,15 @@ from proxy.fill.system_calls import finish_writing, start_writing
 
 PIECE_SIZE = 8 * MIB
 MAX_DIRTY = 96 * MIB
+WAIT_SECONDS = 0.01
+"""A wait for a piece that takes longer has met the disk."""
+WRITE_SECONDS = 0.05
+"""The same for a write, whose time includes that until its thread is let on again."""
 
 
 @dataclass(slots=True)
 class StripeFigures:
-    """What a stripe has taken: bytes, and seconds that writers have waited (summed over them)."""
+    """What a stripe has taken: bytes, and seconds in which a writer waited for its disk."""
 
     written: int = 0
     waited: float = 0.0
@@ -37,6 +41,7 @@ class Pacer:
         self._pieces: collections.deque[tuple[int, int, int]] = collections.deque()
         self._open: dict[tuple[int, int], tuple[int, int]] = {}
         self._supported = True
+        self._waited_to = 0.0
 
     def wrote(self, descriptor: int, offset: int, length: int, seconds: float) -> None:
         """Count a write that took ``seconds``; may wait for the disk. Raises OSError (EIO)."""
@@ -61,8 +66,22 @@ class Pacer:
             self._supported = False
         if oldest is not None and not finish_writing(*oldest):
             self._supported = False
+        ended = time.monotonic()
+        if seconds > WRITE_SECONDS:
+            started -= seconds
+        if ended - started > WAIT_SECONDS:
+            self._waited(started, ended)
+
+    def _waited(self, started: float, ended: float) -> None:
+        """Count a wait; what several writers waited at once counts once."""
         with self._lock:
-            self.figures.waited += seconds + time.monotonic() - started
+            self.figures.waited += max(0.0, ended - max(started, self._waited_to))
+            self._waited_to = max(ended, self._waited_to)
+
+    def dirty(self) -> int:
+        """Bytes that were handed to the disk and not waited for yet."""
+        with self._lock:
+            return sum(entry[2] for entry in self._pieces)
 
     def forget(self, descriptors: set[int]) -> None:
         """Drop the pieces of files that are about to be closed."""

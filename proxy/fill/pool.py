@@ -65,6 +65,15 @@ class Pool:
         """A number for whatever comes next."""
         return next(self._orders)
 
+    def queued(self) -> int:
+        """How many wants have bytes that no connection has taken yet."""
+        return sum(
+            1
+            for fill in self.fills
+            for want in fill.wants
+            if fill.next_range(want, self.request_size) is not None
+        )
+
     # --- what goes next ---
 
     def next_fetch(self) -> Fetch | None:
@@ -75,11 +84,21 @@ class Pool:
         holding = self.holding
         idle = self.limit - len(holding)
         for want, fill in self._waiting(now):
+            if not self.ranges and fill.fetches:
+                continue
+            victim = None
+            if idle <= 0:
+                victim = self._victim(want, fill, holding)
+                if victim is None:
+                    # The wants that follow are no more urgent.
+                    if want.bulk:
+                        return None
+                    continue
             bounds = fill.next_range(want, self.request_size)
             if bounds is None:
                 continue
-            if idle <= 0 and not self._give_way(want, fill, holding):
-                return None
+            if victim is not None:
+                victim.cut(Outcome(Ending.CUT, "gave way to a read that somebody waits on"))
             return self._fetch(fill, *bounds, bulk=want.bulk, priority=want.priority)
         if idle > 0 and self.reissue:
             return self._endgame(holding, now)
@@ -112,10 +131,11 @@ class Pool:
         )
         return waiting
 
-    def _give_way(self, want: Want, fill: Fill, holding: list[Fetch]) -> bool:
-        """Cut a bulk range for a read that somebody waits on; False when none may be cut."""
+    @staticmethod
+    def _victim(want: Want, fill: Fill, holding: list[Fetch]) -> Fetch | None:
+        """The bulk range that gives way to a read that somebody waits on; None if none may."""
         if want.bulk and any(fetch.fill is fill for fetch in holding):
-            return False
+            return None
         victims: list[tuple[int, int, Fetch]] = []
         for fetch in holding:
             if not fetch.bulk or fetch.stream:
@@ -124,11 +144,7 @@ class Pool:
             urgency = priority if priority is not None else len(PRIORITIES)
             if urgency > want.priority or (urgency == want.priority and not want.bulk):
                 victims.append((urgency, fetch.remaining, fetch))
-        if not victims:
-            return False
-        victim = max(victims, key=lambda entry: entry[:2])[2]
-        victim.cut(Outcome(Ending.CUT, "gave way to a read that somebody waits on"))
-        return True
+        return max(victims, key=lambda entry: entry[:2])[2] if victims else None
 
     def _endgame(self, holding: list[Fetch], now: float) -> Fetch | None:
         """Nothing is queued: take the upper half of the range that has most left."""

@@ -50,6 +50,8 @@ class Quota:
         self._entries: dict[Digest, Entry] = {}
         self._leased: dict[str, set[Digest]] = {}
         self._total = 0
+        self.evicted_objects = 0
+        self.evicted_bytes = 0
         self._evict_from = time.monotonic() + grace_seconds
 
     @property
@@ -92,14 +94,32 @@ class Quota:
     def busy(self, digest: Digest, change: int) -> None:
         """Count fills of an object (+1, -1); a busy one is not evicted."""
         with self._lock:
-            if digest not in self._entries:
-                self._entries[digest] = Entry(0, time.time())
-            self._entries[digest].busy += change
+            entry = self._entries.get(digest)
+            if entry is None:
+                if change < 0:
+                    return
+                entry = self._entries[digest] = Entry(0, time.time())
+            entry.busy = max(0, entry.busy + change)
 
     def lease(self, holder: str, digests: Iterable[Digest]) -> None:
         """Replace what a holder has leased."""
         with self._lock:
             self._leased[holder] = set(digests)
+
+    def leased_by(self, holder: str) -> set[Digest]:
+        """What a holder has leased."""
+        with self._lock:
+            return set(self._leased.get(holder, ()))
+
+    def leased(self, digest: Digest) -> bool:
+        """Whether anybody has leased the object."""
+        with self._lock:
+            return any(digest in held for held in self._leased.values())
+
+    @property
+    def count(self) -> int:
+        """How many objects are in the account."""
+        return len(self._entries)
 
     def forget(self, digest: Digest) -> None:
         """The object's files are gone."""
@@ -115,8 +135,16 @@ class Quota:
                 self._free(self._total + length - self.low_water, spare=digest)
             if self._total + length > self.high_water:
                 raise OSError(errno.ENOSPC, f"cache.max_size: {self.high_water} bytes are in use")
-            self._entries[digest].allocated += length
+            self._entries.setdefault(digest, Entry(0, time.time())).allocated += length
             self._total += length
+
+    def unreserve(self, digest: Digest, length: int) -> None:
+        """Take back a reservation that the disk did not give."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None:
+                entry.allocated -= length
+                self._total -= length
 
     def make_room(self, digest: Digest, length: int) -> bool:
         """The disk itself is full: evict at least ``length`` bytes; whether any went."""
@@ -155,6 +183,8 @@ class Quota:
         allocated = self._entries[digest].allocated
         logger.info("evict: %s, %d bytes", digest, allocated)
         self._remove(digest)
+        self.evicted_objects += 1
+        self.evicted_bytes += allocated
         self.forget(digest)
         return allocated
 

@@ -113,7 +113,12 @@ class RangeReceiver:
         if head.status == 416:
             return self._unsatisfiable(head)
         if head.status not in (200, 206):
-            return Outcome(Ending.STATUS, status=head.status, retry_after=head.first("retry-after"))
+            return Outcome(
+                Ending.STATUS,
+                status=head.status,
+                retry_after=head.first("retry-after"),
+                date=head.first("date"),
+            )
         encoding = head.first("content-encoding")
         if encoding is not None and encoding.lower() != "identity":
             return Outcome(

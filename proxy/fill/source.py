@@ -44,6 +44,8 @@ class BlobRequest:
     ca_file: Path | None
     allow_private: bool
     bytes_per_second: int | None
+    proxy: str | None = None
+    """URL of an HTTP proxy; its own address is the operator's business and is not checked."""
 
 
 class Source(Protocol):
@@ -51,6 +53,9 @@ class Source(Protocol):
 
     def perform(self, fetch: Fetch, request: BlobRequest, receiver_of: "ReceiverMaker") -> Outcome:
         """Make one request and hand its answer to a receiver; blocks."""
+
+    def close_idle(self) -> None:
+        """Close connections that nobody has used for a while."""
 
     def close(self) -> None:
         """Close idle connections."""
@@ -162,6 +167,8 @@ class _Transfer:
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, int(request.connect_seconds * 1000))
         handle.setopt(_SUPPRESS_CONNECT_HEADERS, 1)
         handle.setopt(pycurl.MAXCONNECTS, 1)
+        # Empty: none, whatever the environment says; it has been read already.
+        handle.setopt(pycurl.PROXY, request.proxy or "")
         handle.setopt(pycurl.NOPROGRESS, 0)
         handle.setopt(pycurl.XFERINFOFUNCTION, self._still_wanted)
         handle.setopt(pycurl.HEADERFUNCTION, self._header)
@@ -176,11 +183,12 @@ class _Transfer:
         family, kind, protocol, place = address
         host = place[0] if isinstance(place, tuple) else place
         text = host.decode("ascii") if isinstance(host, bytes) else str(host)
-        try:
-            self._policy.check(text)
-        except RefusedTarget as error:
-            self._refused = str(error)
-            return pycurl.SOCKET_BAD
+        if self._request.proxy is None:
+            try:
+                self._policy.check(text)
+            except RefusedTarget as error:
+                self._refused = str(error)
+                return pycurl.SOCKET_BAD
         connection = socket.socket(family, kind, protocol)
         self._carrier.connection = connection
         self._fetch.attach(connection)
@@ -261,10 +269,14 @@ def _trust(handle: pycurl.Curl, ca_file: Path | None) -> None:
     """Point libcurl, which is built without knowing this system, to the right certificates."""
     handle.setopt(pycurl.SSL_VERIFYPEER, 1)
     handle.setopt(pycurl.SSL_VERIFYHOST, 2)
+    paths = ssl.get_default_verify_paths()
     if ca_file is not None:
         handle.setopt(pycurl.CAINFO, str(ca_file))
+        # Beside the system's: a private registry's object storage may have a public certificate.
+        directory = paths.capath or "/etc/ssl/certs"
+        if os.path.isdir(directory):
+            handle.setopt(pycurl.CAPATH, directory)
         return
-    paths = ssl.get_default_verify_paths()
     for candidate in (paths.cafile, "/etc/ssl/certs/ca-certificates.crt"):
         if candidate and os.path.exists(candidate):
             handle.setopt(pycurl.CAINFO, candidate)

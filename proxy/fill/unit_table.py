@@ -1,5 +1,7 @@
 """Which units of an object are here, on their way or missing. Pure; kept by the scheduler."""
 
+from collections.abc import Iterator
+
 from headstart.store.extent_map import BlobMap
 from headstart.store.geometry import UNIT_SIZE, Geometry
 
@@ -41,16 +43,14 @@ class UnitTable:
         if watermark % UNIT_SIZE and watermark < length:
             self._resume[(base + watermark) // UNIT_SIZE] = base + watermark
 
-    def _pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """(extent, mask) of the units ``start`` to ``stop``, given in units."""
         per = self.geometry.units_per_extent
-        pieces: list[tuple[int, int]] = []
         while start < stop:
             extent, first = divmod(start, per)
             count = min(per - first, stop - start)
-            pieces.append((extent, ((1 << count) - 1) << first))
+            yield extent, ((1 << count) - 1) << first
             start += count
-        return pieces
 
     def _units(self, start: int, stop: int) -> tuple[int, int]:
         """The units that cover bytes ``start`` to ``stop``."""
@@ -91,6 +91,16 @@ class UnitTable:
             for extent, mask in self._pieces(*self._units(start, stop))
         )
 
+    def reached(self, offset: int, stop: int) -> int:
+        """The first byte from ``offset`` on whose unit is not here; at least ``stop`` if none."""
+        first, last = self._units(offset, stop)
+        for extent, mask in self._pieces(first, last):
+            missing = mask & ~self._present[extent]
+            if missing:
+                unit = extent * self.geometry.units_per_extent
+                return max(offset, (unit + (missing & -missing).bit_length() - 1) * UNIT_SIZE)
+        return max(offset, stop)
+
     def complete(self) -> bool:
         """Whether every unit is here."""
         return self._present == self._full
@@ -105,7 +115,7 @@ class UnitTable:
 
     def is_missing(self, offset: int) -> bool:
         """Whether the unit of this byte is neither here nor on its way."""
-        extent, mask = self._pieces(offset // UNIT_SIZE, offset // UNIT_SIZE + 1)[0]
+        extent, mask = next(self._pieces(offset // UNIT_SIZE, offset // UNIT_SIZE + 1))
         return not (self._present[extent] | self._claimed[extent]) & mask
 
     def next_missing(self, start: int, stop: int, cell: int) -> tuple[int, int] | None:

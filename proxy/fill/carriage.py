@@ -1,0 +1,366 @@
+"""Carries out what a pool decides: asks, follows redirects, answers challenges, draws conclusions.
+
+One carriage an upstream. Decisions on the filler's loop, transfers in threads.
+"""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+from headstart.registry.client import RegistryClient
+from headstart.registry.errors import (
+    CredentialsUnusable,
+    RefusedTarget,
+    RegistryError,
+    UpstreamDeadline,
+    UpstreamDenied,
+    UpstreamMissing,
+    UpstreamProtocol,
+    UpstreamThrottled,
+)
+from headstart.registry.proxies import ProxySettings
+from headstart.registry.redirect import MAX_REDIRECTS, check_redirect, same_origin
+from headstart.registry.retry import LONGEST_WAIT
+from headstart.store.errors import FillFailed
+from headstart.store.geometry import UNIT_SIZE
+from proxy.fill.fetch import Ending, Fetch, Outcome
+from proxy.fill.fill import MAX_REDIRECTIONS_REFRESHED, BlobSource, Fill, Intake
+from proxy.fill.judgement import Judgement, Step, judge
+from proxy.fill.pool import Pool
+from proxy.fill.receiver import RangeReceiver
+from proxy.fill.source import BlobRequest, Source
+from proxy.fill.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 5
+"""Failures in a row, none of which brought a unit, after which a blob's waiters hear the reason."""
+
+MOST_CHALLENGES = 3
+
+
+class Restarter(Protocol):
+    """What a carriage asks of the filler beyond the fill itself."""
+
+    def pump(self) -> None:
+        """Something may be startable now."""
+
+    def restart(self, fill: Fill, failure: FillFailed) -> None:
+        """Drop what has come of a blob whose content changed; the next open starts afresh."""
+
+
+@dataclass(slots=True)
+class CarriageFigures:
+    """Counters since the start: bytes, requests, seconds."""
+
+    received: int = 0
+    refetched: int = 0
+    requests: int = 0
+    failed: int = 0
+    paused_seconds: float = 0.0
+
+
+class Carriage:
+    """The transfers of one upstream."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        client: RegistryClient,
+        source: Source,
+        threads: Executor,
+        around: Restarter,
+        trace: Trace,
+    ) -> None:
+        """Nothing runs yet; :meth:`pump` starts what the pool decides."""
+        self.pool = pool
+        self.client = client
+        self.source = source
+        self.figures = CarriageFigures()
+        self._threads = threads
+        self._around = around
+        self._trace = trace
+        self._proxies = ProxySettings()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free: list[int] = []
+        self._slots = 0
+        self._closed = False
+
+    @property
+    def upstream_host(self) -> str:
+        """The registry as in image names."""
+        return self.pool.upstream.host
+
+    def pump(self) -> None:
+        """Start every range that the pool hands out."""
+        while not self._closed:
+            fetch = self.pool.next_fetch()
+            if fetch is None:
+                return
+            task = asyncio.create_task(self._carry(fetch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def close_idle(self) -> None:
+        """Close connections that nobody has used for a while."""
+        self.source.close_idle()
+
+    async def close(self) -> None:
+        """Cut every transfer and wait for its thread."""
+        self._closed = True
+        for fetch in list(self.pool.active):
+            fetch.cut(Outcome(Ending.CUT, "the filler stops"))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=10)
+        self.source.close()
+
+    # --- one range ---
+
+    async def _carry(self, fetch: Fetch) -> None:
+        slot = self._take_slot()
+        self._trace_event("start", fetch, slot, "")
+        source = self._source_of(fetch.fill)
+        at_origin = True
+        outcome = Outcome(Ending.CUT, "nobody is left who may ask for it")
+        try:
+            if source is not None:
+                outcome, at_origin = await self._ask(fetch, source)
+        except RegistryError as error:
+            outcome = _outcome_of(error)
+        except Exception:
+            logger.exception("fill: %s: a range could not be carried", fetch.fill.digest)
+            outcome = Outcome(Ending.PROTOCOL, "an error of the filler itself; its log says more")
+        finally:
+            self._free.append(slot)
+            self.pool.ended(fetch)
+            self._count(fetch, outcome)
+            self._trace_event("end", fetch, slot, outcome.ending.value)
+        fetch.fill.end(fetch)
+        verdict = judge(outcome, self.upstream_host, at_origin=at_origin)
+        if source is not None:
+            await self._conclude(fetch, source, outcome, verdict)
+        self._around.pump()
+
+    async def _ask(self, fetch: Fetch, source: BlobSource) -> tuple[Outcome, bool]:
+        """Request the range, through redirects and challenges; whether the registry answered."""
+        fill, client = fetch.fill, self.client
+        origin_url = client.blob_url(source.repository, fill.digest)
+        url = fill.locations.get(source, origin_url)
+        at_origin = url == origin_url
+        used = await self._authorization(source) if at_origin else None
+        hops = challenges = 0
+        while True:
+            fetch.begin_request()
+            outcome = await self._perform(fetch, source, url, used if at_origin else None)
+            if outcome.ending is Ending.REDIRECT:
+                hops += 1
+                if hops > MAX_REDIRECTS:
+                    text = f"{self.upstream_host}: more than {MAX_REDIRECTS} redirects"
+                    return Outcome(Ending.REFUSED, text), at_origin
+                url = check_redirect(url, outcome.location)
+                at_origin = at_origin and same_origin(origin_url, url)
+                if not at_origin:
+                    fill.locations[source] = url
+                continue
+            if outcome.ending is Ending.CHALLENGE and at_origin:
+                challenges += 1
+                if challenges > MOST_CHALLENGES:
+                    return Outcome(Ending.STATUS, status=401), at_origin
+                used = await client.blob_challenged(
+                    source.repository, outcome.challenges, used, source.authorization
+                )
+                continue
+            if used is not None and at_origin and fetch.first_byte is not None:
+                client.blob_accepted(source.repository, used, source.authorization)
+            verdict = judge(outcome, self.upstream_host, at_origin=at_origin)
+            if verdict.step is not Step.RENEW or not self._renewable(fill, source, url):
+                return outcome, at_origin
+            url = fill.locations.get(source, origin_url)
+            at_origin = url == origin_url
+            used = await self._authorization(source) if at_origin else None
+
+    async def _authorization(self, source: BlobSource) -> str | None:
+        return await self.client.blob_authorization(source.repository, source.authorization)
+
+    @staticmethod
+    def _renewable(fill: Fill, source: BlobSource, refused_url: str) -> bool:
+        """Whether to ask once more after a signed URL was refused; all ranges share the count."""
+        if fill.locations.get(source) not in (None, refused_url):
+            return True
+        fill.locations.pop(source, None)
+        fill.refreshed += 1
+        return fill.refreshed <= MAX_REDIRECTIONS_REFRESHED
+
+    async def _perform(
+        self, fetch: Fetch, source: BlobSource, url: str, authorization: str | None
+    ) -> Outcome:
+        upstream = self.pool.upstream
+        intake = Intake(fetch.fill, source)
+        request = BlobRequest(
+            url=url,
+            authorization=authorization,
+            start=fetch.start,
+            stop=fetch.stop if self.pool.ranges else None,
+            connect_seconds=upstream.deadlines.connect,
+            ca_file=upstream.ca_file,
+            allow_private=upstream.allow_private,
+            bytes_per_second=upstream.connection_rate,
+            proxy=self._proxies.proxy_for(url),
+        )
+        self.figures.requests += 1
+
+        def receiver(buffer: bytearray) -> RangeReceiver:
+            return RangeReceiver(fetch, intake, buffer)
+
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._threads, self.source.perform, fetch, request, receiver
+        )
+
+    def _source_of(self, fill: Fill) -> BlobSource | None:
+        return next(
+            (source for source in fill.sources if source.upstream == self.upstream_host), None
+        )
+
+    # --- what follows ---
+
+    async def _conclude(
+        self, fetch: Fetch, source: BlobSource, outcome: Outcome, verdict: Judgement
+    ) -> None:
+        fill = fetch.fill
+        if fetch.stream:
+            self.pool.ranges = False
+        match verdict.step:
+            case Step.DONE:
+                if outcome.ending is Ending.COMPLETE:
+                    fill.attempts = fill.refreshed = 0
+            case Step.AGAIN | Step.RENEW:
+                self._again(fetch, verdict)
+            case Step.PAUSE:
+                self._pause(fetch, verdict)
+            case Step.SIZE:
+                await self._find_size(fetch, source, outcome, verdict)
+            case Step.RESTART:
+                self._around.restart(fill, verdict.failure)
+            case Step.GIVE_UP:
+                if outcome.ending is Ending.DISK:
+                    fill.fail(fill.disk_failure(outcome.error))
+                else:
+                    self._drop_source(fill, source, verdict.failure)
+
+    def _again(self, fetch: Fetch, verdict: Judgement) -> None:
+        fill = fetch.fill
+        logger.info("fill: %s: %s", fill.digest, verdict.failure.text)
+        if fetch.received >= UNIT_SIZE and not fetch.stream:
+            fill.attempts = 0
+        elif fetch.started > fill.failed_at:
+            # Ranges that were under way together fail together: that counts once.
+            fill.attempts += 1
+        fill.failed_at = time.monotonic()
+        if fill.attempts >= MOST_ATTEMPTS:
+            fill.attempts = 0
+            fill.fail(verdict.failure)
+            return
+        fill.not_before = fill.failed_at + self.pool.back_off(fill.attempts)
+
+    def _pause(self, fetch: Fetch, verdict: Judgement) -> None:
+        self.figures.paused_seconds += verdict.seconds
+        self.pool.throttled(verdict.seconds)
+        if verdict.seconds > LONGEST_WAIT:
+            fetch.fill.fail(verdict.failure)
+        else:
+            self._again(fetch, verdict)
+
+    async def _find_size(
+        self, fetch: Fetch, source: BlobSource, outcome: Outcome, verdict: Judgement
+    ) -> None:
+        fill = fetch.fill
+        if fill.size is not None:
+            if fetch.start < fill.size:
+                self._again(fetch, verdict)
+            return
+        fill.no_length = outcome.ending is Ending.NO_LENGTH
+        try:
+            size = outcome.size
+            if size is None:
+                size = await self.client.head_blob(
+                    source.repository, fill.digest, source.authorization
+                )
+            fill.size_known(size)
+        except RegistryError as error:
+            fill.fail(failure_of(error))
+        except OSError as error:
+            fill.fail(fill.disk_failure(error))
+
+    def _drop_source(self, fill: Fill, source: BlobSource, failure: FillFailed) -> None:
+        """This repository cannot give it: others of the same upstream may, and other upstreams."""
+        if source in fill.sources:
+            fill.sources.remove(source)
+        fill.locations.pop(source, None)
+        if not fill.sources:
+            fill.fail(failure)
+
+    # --- the record ---
+
+    def _take_slot(self) -> int:
+        if self._free:
+            self._free.sort(reverse=True)
+            return self._free.pop()
+        self._slots += 1
+        return self._slots - 1
+
+    def _count(self, fetch: Fetch, outcome: Outcome) -> None:
+        self.figures.received += fetch.received
+        self.figures.refetched += max(0, fetch.received - (fetch.committed - fetch.start))
+        if outcome.ending not in (Ending.COMPLETE, Ending.CUT):
+            self.figures.failed += 1
+
+    def _trace_event(self, event: str, fetch: Fetch, slot: int, ending: str) -> None:
+        self._trace.write(
+            event,
+            connection=slot,
+            upstream=self.upstream_host,
+            digest=str(fetch.fill.digest),
+            start=fetch.start,
+            stop=fetch.stop,
+            received=fetch.received,
+            ending=ending,
+            queued=self.pool.queued(),
+            limit=self.pool.limit,
+        )
+
+
+def failure_of(error: RegistryError) -> FillFailed:
+    """What a client of fill.sock hears of an error of the control plane."""
+    if isinstance(error, UpstreamMissing):
+        return FillFailed("missing", str(error))
+    if isinstance(error, CredentialsUnusable | UpstreamDenied):
+        return FillFailed("denied", str(error))
+    if isinstance(error, UpstreamThrottled):
+        return FillFailed("upstream", str(error), retry_after=error.retry_after)
+    if isinstance(error, UpstreamDeadline):
+        key = f"fetch.deadlines.{error.key}"
+        return FillFailed("deadline", str(error), key=key, limit=f"{error.value:g}")
+    if isinstance(error, UpstreamProtocol):
+        return FillFailed("protocol", str(error))
+    if isinstance(error, RefusedTarget):
+        return FillFailed("refused", str(error))
+    return FillFailed("upstream", str(error))
+
+
+def _outcome_of(error: RegistryError) -> Outcome:
+    """The outcome of a range whose token or redirect failed."""
+    if isinstance(error, UpstreamDenied):
+        return Outcome(Ending.STATUS, str(error), status=403)
+    if isinstance(error, RefusedTarget):
+        return Outcome(Ending.REFUSED, str(error))
+    if isinstance(error, UpstreamThrottled):
+        return Outcome(Ending.STATUS, status=429, retry_after=f"{error.retry_after:.0f}")
+    if isinstance(error, UpstreamDeadline):
+        return Outcome(Ending.DEADLINE, str(error), key=error.key, value=f"{error.value:g}")
+    if isinstance(error, UpstreamProtocol):
+        return Outcome(Ending.PROTOCOL, str(error))
+    return Outcome(Ending.NETWORK, str(error))

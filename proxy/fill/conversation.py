@@ -1,0 +1,468 @@
+"""One connection of fill.sock: its handles, its wants, and what it is told.
+
+The messages are those of store.md's table; :mod:`headstart.store.wire` frames them.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeGuard
+
+from headstart.content.digest import Digest
+from headstart.content.errors import InvalidInput
+from headstart.store.errors import FillFailed
+from headstart.store.geometry import UNIT_SIZE
+from headstart.store.wire import (
+    PRIORITIES,
+    PROTOCOL_VERSION,
+    Decoder,
+    Message,
+    WireError,
+    encode,
+)
+from proxy.fill.fill import BlobSource, Fill, Want
+from proxy.fill.filler import Filler
+
+logger = logging.getLogger(__name__)
+
+NOTICE_SECONDS = 0.005
+"""At most so often a follower hears of bytes that have come."""
+FIRST_WANT_SECONDS = 10.0
+"""How long what an ``open`` announced as its first read is fetched without being wanted."""
+MOST_BUFFERED = 16 * 1024 * 1024
+"""Bytes that may wait for a client that does not read; then it is disconnected."""
+MOST_HANDLES = 65536
+
+
+class Answers(Protocol):
+    """The calls that concern no single handle."""
+
+    async def answer(self, kind: str, message: Message) -> Message:
+        """The answer to a message. Raises FillFailed."""
+
+
+class Handle:
+    """A blob that this client has open."""
+
+    def __init__(
+        self, talk: "Conversation", number: int, fill: Fill, source: BlobSource, proven: bool
+    ) -> None:
+        self.number = number
+        self.fill = fill
+        self.source = source
+        self.proven = proven
+        self.following = False
+        self.first: Want | None = None
+        self.wants: dict[int, Want] = {}
+        self.hints: list[Want] = []
+        self._talk = talk
+        self._told_verified = fill.verified
+        self._read_stop = -1
+        self._reach = 0
+
+    # --- what the fill tells its listeners ---
+
+    def notify_files(self, fill: Fill) -> None:
+        """The size is known and the files are there: say so to whom they are not denied."""
+        if self.proven or self._talk.filler.proven(fill, self.source):
+            self.proven = True
+            self._talk.send({"type": "state", "handle": self.number, **described(fill)})
+        else:
+            # Another upstream was faster; whether ours has the blob is not known yet.
+            self._talk.start(self._talk.prove(self))
+
+    def notify_arrived(self, fill: Fill) -> None:
+        """Bytes have come, or the digest has passed."""
+        if fill.verified and not self._told_verified and self.proven:
+            self._told_verified = True
+            self._talk.send({"type": "state", "handle": self.number, "state": "complete"})
+        elif self.following:
+            self._talk.note_arrived(self)
+
+    def notify_refused(self, fill: Fill, failure: FillFailed) -> None:
+        """Readers must not finish cleanly."""
+        self.drop_first()
+        refused = {"type": "state", "handle": self.number, "state": "refused"}
+        self._talk.send({**refused, **failure.as_message()})
+
+    def notify_evicted(self, fill: Fill) -> None:
+        """New readers open it again."""
+        self._talk.send({"type": "state", "handle": self.number, "state": "evicted"})
+
+    # --- wants ---
+
+    def reach(self, offset: int, length: int, least: int, most: int) -> int:
+        """Bytes to fetch beyond an on-demand read: doubles while reads are sequential."""
+        sequential = 0 <= self._read_stop <= offset < self._read_stop + UNIT_SIZE
+        self._reach = min(max(self._reach, least) * 2, most) if sequential else least
+        self._read_stop = offset + length
+        return max(0, self._reach - length)
+
+    def drop_first(self) -> None:
+        """The client says itself what it wants by now."""
+        first, self.first = self.first, None
+        if first is not None:
+            self.fill.drop_want(first)
+
+    def close(self) -> None:
+        """Drop everything."""
+        self.fill.listeners.discard(self)
+        self.drop_first()
+        for want in [*self.wants.values(), *self.hints]:
+            self.fill.drop_want(want)
+        self.wants.clear()
+        self.hints.clear()
+
+
+def described(fill: Fill) -> Message:
+    """State, files and size of a fill, for ``opened`` and ``state``."""
+    message: Message = {"state": fill.state}
+    if fill.files is not None and fill.size is not None:
+        message["paths"] = [str(path) for path in fill.files.paths]
+        message["map"] = [str(path) for path in fill.files.maps]
+        message["size"] = fill.size
+    return message
+
+
+class Conversation:
+    """One client, from its greeting to its end."""
+
+    def __init__(
+        self,
+        filler: Filler,
+        answers: Answers,
+        boot: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.filler = filler
+        self._answers = answers
+        self._boot = boot
+        self._reader = reader
+        self._writer = writer
+        self._handles: dict[int, Handle] = {}
+        self._wanting: dict[int, tuple[Handle, Want]] = {}
+        self._numbers = itertools.count(1)
+        self._orders = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._arrived: set[Handle] = set()
+        self._notice: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Talk until the client leaves."""
+        decoder = Decoder()
+        greeted = False
+        try:
+            while received := await self._reader.read(65536):
+                for message in decoder.feed(received):
+                    if not greeted:
+                        self._greet(message)
+                        greeted = True
+                    else:
+                        self._receive(message)
+        except WireError as error:
+            self.send({"type": "failed", "code": "protocol", "text": str(error)})
+            logger.warning("fill.sock: %s; disconnected", error)
+        except ConnectionError as error:
+            logger.debug("fill.sock: %s", error)
+        finally:
+            self._end()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that ends with this conversation at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def send(self, message: Message) -> None:
+        """Queue a message."""
+        if self._writer.is_closing():
+            return
+        self._writer.write(encode(message))
+        if self._writer.transport.get_write_buffer_size() > MOST_BUFFERED:
+            logger.warning("fill.sock: a client does not read; disconnected")
+            self._writer.transport.abort()
+
+    def note_arrived(self, handle: Handle) -> None:
+        """Tell a follower soon that bytes have come."""
+        self._arrived.add(handle)
+        if self._notice is None:
+            loop = asyncio.get_running_loop()
+            self._notice = loop.call_later(NOTICE_SECONDS, self._rest)
+            self._tell_arrived()
+
+    def _rest(self) -> None:
+        self._notice = None
+        if self._arrived:
+            self._notice = asyncio.get_running_loop().call_later(NOTICE_SECONDS, self._rest)
+            self._tell_arrived()
+
+    def _tell_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, set()
+        for handle in arrived:
+            if handle.number in self._handles:
+                self.send({"type": "arrived", "handle": handle.number})
+
+    def _end(self) -> None:
+        if self._notice is not None:
+            self._notice.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+        self._writer.close()
+        self.filler.pump()
+
+    # --- messages ---
+
+    def _greet(self, message: Message) -> None:
+        if message.get("type") != "hello" or message.get("version") != PROTOCOL_VERSION:
+            raise WireError(
+                f"this filler speaks version {PROTOCOL_VERSION} of fill.sock, the client "
+                f"{message.get('version')!r:.20}; run the programs of one version"
+            )
+        greeting: Message = {"type": "hello", "version": PROTOCOL_VERSION, "boot": self._boot}
+        self.send(
+            {**greeting, "id": message.get("id"), "store": str(self.filler.layout.stripes[0])}
+        )
+
+    def _receive(self, message: Message) -> None:
+        match message.get("type"):
+            case "open":
+                self.start(self._open(message))
+            case "want":
+                self._want(message)
+            case "cancel":
+                self._cancel(message)
+            case "close":
+                self._close(message)
+            case "follow" | "unfollow" | "touch" | "hint":
+                self._note(message)
+            case _:
+                self.start(self._call(message))
+
+    async def _open(self, message: Message) -> None:
+        number = message.get("id")
+        try:
+            digest, source, size = _opening(message)
+            if len(self._handles) >= MOST_HANDLES:
+                raise FillFailed("refused", f"more than {MOST_HANDLES} blobs are open")
+            fill = await self.filler.open(digest, source, size)
+            handle = self._handle(fill, source)
+        except FillFailed as failure:
+            self.send({"type": "failed", "id": number, **failure.as_message()})
+            return
+        opened: Message = {"type": "opened", "id": number, "handle": handle.number}
+        if handle.proven:
+            self.send({**opened, **described(fill)})
+        else:
+            self.send({**opened, "state": "planning"})
+            self._fetch_first(handle, message.get("first"))
+
+    def _handle(self, fill: Fill, source: BlobSource) -> Handle:
+        if fill.failure is not None:
+            raise fill.failure
+        proven = fill.table is not None and self.filler.proven(fill, source)
+        handle = Handle(self, next(self._numbers), fill, source, proven)
+        self._handles[handle.number] = handle
+        fill.listeners.add(handle)
+        return handle
+
+    def _fetch_first(self, handle: Handle, first: object) -> None:
+        """Fetch what will be wanted first, which brings the size along."""
+        fill = handle.fill
+        if fill.table is not None:
+            handle.notify_files(fill)
+            return
+        offset, length = 0, None
+        if isinstance(first, list) and len(first) == 2 and _is_size(first[0]):
+            offset = first[0]
+            length = first[1] if _is_size(first[1]) else None
+        bulk = length is None or length >= self.filler.settings.request_size
+        stop = None if length is None else offset + length
+        handle.first = Want(offset, stop, 0, bulk, next(self._orders), lambda failure: None)
+        if first is None:
+            # Only the size is asked for: HEAD tells it, and nothing is fetched in vain.
+            handle.first = None
+            self.start(self._ask_size(handle))
+            return
+        fill.add_want(handle.first)
+        loop = asyncio.get_running_loop()
+        self._timers[handle.number] = loop.call_later(FIRST_WANT_SECONDS, handle.drop_first)
+
+    async def _ask_size(self, handle: Handle) -> None:
+        fill = handle.fill
+        try:
+            size = await self.filler.ask_size(fill, handle.source)
+            if fill.size is None:
+                fill.size_known(size)
+            else:
+                handle.notify_files(fill)
+        except FillFailed as failure:
+            handle.notify_refused(fill, failure)
+        except OSError as error:
+            handle.notify_refused(fill, fill.disk_failure(error))
+
+    async def prove(self, handle: Handle) -> None:
+        """Ask the handle's own upstream whether it has the blob, then tell about the files."""
+        try:
+            await self.filler.prove(handle.fill, handle.source)
+        except FillFailed as failure:
+            handle.notify_refused(handle.fill, failure)
+            return
+        handle.notify_files(handle.fill)
+
+    def _want(self, message: Message) -> None:
+        number, handle = message.get("id"), self._handles.get(_number(message, "handle"))
+        offset, length = message.get("offset"), message.get("length")
+        priority = message.get("priority", "client")
+        if not isinstance(number, int):
+            raise WireError("a want without an id")
+        if handle is None:
+            failure = FillFailed("protocol", "no such handle is open")
+            self.send({"type": "failed", "id": number, **failure.as_message()})
+            return
+        if not (_is_size(offset) and _is_size(length) and priority in PRIORITIES):
+            raise WireError("a want without offset, length and a known priority")
+        settings = self.filler.settings
+        bulk = message.get("bulk", length >= settings.request_size) is True
+        want = Want(
+            offset,
+            offset + length,
+            PRIORITIES.index(priority),
+            bulk,
+            next(self._orders),
+            self._settle(number),
+        )
+        if not bulk:
+            want.reach = handle.reach(
+                offset, length, settings.on_demand_size, settings.request_size
+            )
+        handle.wants[number] = want
+        self._wanting[number] = (handle, want)
+        deadline = message.get("deadline_ms")
+        if isinstance(deadline, int):
+            loop = asyncio.get_running_loop()
+            self._timers[-number] = loop.call_later(deadline / 1000, self._late, number, deadline)
+        handle.fill.add_want(want)
+        handle.drop_first()
+
+    def _settle(self, number: int) -> Callable[[FillFailed | None], None]:
+        def settle(failure: FillFailed | None) -> None:
+            self._settled(number)
+            if failure is None:
+                self.send({"type": "done", "id": number})
+            else:
+                self.send({"type": "failed", "id": number, **failure.as_message()})
+
+        return settle
+
+    def _settled(self, number: int) -> tuple[Handle, Want] | None:
+        timer = self._timers.pop(-number, None)
+        if timer is not None:
+            timer.cancel()
+        found = self._wanting.pop(number, None)
+        if found is not None:
+            found[0].wants.pop(number, None)
+        return found
+
+    def _late(self, number: int, deadline_ms: int) -> None:
+        found = self._settled(number)
+        if found is not None:
+            handle, want = found
+            handle.fill.drop_want(want)
+            limit = f"{deadline_ms} ms"
+            failure = FillFailed(
+                "deadline",
+                f"{handle.fill.digest}: bytes from {want.reached} on did not come within {limit}",
+                key="deadline_ms",
+                limit=limit,
+            )
+            self.send({"type": "failed", "id": number, **failure.as_message()})
+
+    def _cancel(self, message: Message) -> None:
+        found = self._settled(_number(message, "id"))
+        if found is not None:
+            found[0].fill.drop_want(found[1])
+            self.filler.pump()
+
+    def _close(self, message: Message) -> None:
+        handle = self._handles.pop(_number(message, "handle"), None)
+        if handle is not None:
+            for number in list(handle.wants):
+                self._cancel({"id": number})
+            timer = self._timers.pop(handle.number, None)
+            if timer is not None:
+                timer.cancel()
+            handle.close()
+
+    def _note(self, message: Message) -> None:
+        handle = self._handles.get(_number(message, "handle"))
+        if handle is None:
+            return
+        match message.get("type"):
+            case "follow":
+                handle.following = True
+                self.note_arrived(handle)
+            case "unfollow":
+                handle.following = False
+            case "touch":
+                self.filler.touch(handle.fill)
+            case _:
+                self._hint(handle, message)
+
+    def _hint(self, handle: Handle, message: Message) -> None:
+        """Fetch ranges that somebody will want; nobody waits for them."""
+        ranges, priority = message.get("ranges"), message.get("priority", "prefetch")
+        if not isinstance(ranges, list) or priority not in PRIORITIES or not handle.proven:
+            raise WireError("a hint without ranges and a known priority")
+        for given in ranges:
+            if not (isinstance(given, list) and len(given) == 2 and all(map(_is_size, given))):
+                raise WireError("a hint's range is [offset, length]")
+            offset, length = given
+            order, level = next(self._orders), PRIORITIES.index(priority)
+            want = Want(offset, offset + length, level, True, order, lambda failure: None)
+            handle.hints.append(want)
+            handle.fill.add_want(want)
+
+    async def _call(self, message: Message) -> None:
+        number = message.get("id")
+        try:
+            answer = await self._answers.answer(str(message.get("type")), message)
+        except FillFailed as failure:
+            answer = {"type": "failed", **failure.as_message()}
+        except InvalidInput as error:
+            answer = {"type": "failed", **FillFailed("protocol", str(error)).as_message()}
+        self.send({**answer, "id": number})
+
+
+def _opening(message: Message) -> tuple[Digest, BlobSource, int | None]:
+    """What an ``open`` names. Raises FillFailed."""
+    if message.get("key") != "blob":
+        raise FillFailed("protocol", f"open {message.get('key')!r:.20}: only blobs are known here")
+    upstream, repository = message.get("upstream"), message.get("repository")
+    authorization, size = message.get("authorization"), message.get("size")
+    if not isinstance(upstream, str) or not isinstance(repository, str):
+        raise FillFailed("protocol", "open without upstream and repository")
+    try:
+        digest = Digest.parse(str(message.get("digest")))
+    except InvalidInput as error:
+        raise FillFailed("protocol", str(error)) from None
+    passed = authorization if isinstance(authorization, str) else None
+    return digest, BlobSource(upstream, repository, passed), size if _is_size(size) else None
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
+
+
+def _number(message: Message, name: str) -> int:
+    value = message.get(name)
+    if not isinstance(value, int):
+        raise WireError(f"{message.get('type')!r:.20} without {name}")
+    return value

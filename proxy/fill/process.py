@@ -1,0 +1,181 @@
+"""The filler's process: lock, index, socket, and an orderly end.
+
+``python -P -m proxy.fill.process [--config FILE]``; exit status 2 with one line on standard error
+when the configuration or a cache directory cannot be used.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from headstart.command.configuration import Configuration, ConfigurationError
+from headstart.command.output import complain
+from headstart.command.values import Percent
+from headstart.content.digest import Digest
+from headstart.registry.client import RegistryClient
+from headstart.store.errors import StoreError
+from headstart.store.extent_map import boot_id
+from headstart.store.index import Index
+from headstart.store.layout import Layout, StoreLock
+from proxy.child import die_with_parent, launcher_process_id
+from proxy.fill.answers import StoreAnswers
+from proxy.fill.conversation import Conversation
+from proxy.fill.filler import Filler, FillSettings
+from proxy.fill.quota import Quota, water_marks
+from proxy.fill.records import BlobRecords
+
+logger = logging.getLogger(__name__)
+
+BAD_CONFIGURATION = 2
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+NICENESS = 5
+"""Measured: a fill beside small warm requests costs these less when it is the nicer one."""
+
+
+def run(configuration: Configuration) -> None:
+    """Hold the cache and fill until SIGTERM. Raises StoreError."""
+    layout = Layout(tuple(stripe.path for stripe in configuration.cache.stripes))
+    lock = StoreLock()
+    lock.acquire(layout)
+    try:
+        layout.prepare()
+        index = Index(layout.index)
+        try:
+            uvloop.run(_serve(configuration, layout, index))
+        finally:
+            index.close()
+    finally:
+        lock.release()
+
+
+async def _serve(configuration: Configuration, layout: Layout, index: Index) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    upstreams = configuration.upstreams()
+    clients = {host: RegistryClient(upstream) for host, upstream in upstreams.items()}
+    filler = _filler(configuration, layout, index, clients)
+    await filler.restore_leases()
+    answers, boot = StoreAnswers(filler), boot_id().hex()
+    talks: set[asyncio.Task[None]] = set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            talks.add(task)
+            task.add_done_callback(talks.discard)
+        await Conversation(filler, answers, boot, reader, writer).run()
+
+    server = await asyncio.start_unix_server(talk, sock=_bind(layout.fill_socket))
+    ticking = asyncio.create_task(filler.run())
+    gc.freeze()
+    logger.info("filler: ready, cache %s", ", ".join(map(str, layout.stripes)))
+    try:
+        await stop.wait()
+    finally:
+        logger.info("filler: stopping")
+        server.close()
+        ticking.cancel()
+        for task in list(talks):
+            task.cancel()
+        await asyncio.gather(ticking, *talks, return_exceptions=True)
+        await filler.close()
+        for client in clients.values():
+            await client.aclose()
+        with contextlib.suppress(FileNotFoundError):
+            layout.fill_socket.unlink()
+
+
+def _filler(
+    configuration: Configuration,
+    layout: Layout,
+    index: Index,
+    clients: dict[str, RegistryClient],
+) -> Filler:
+    cache, fetch = configuration.cache, configuration.fetch
+    most = cache.max_size
+    high, low = water_marks(
+        layout.stripes,
+        None if isinstance(most, Percent) else most,
+        most.value / 100 if isinstance(most, Percent) else None,
+        cache.low_water.value / 100,
+    )
+    filler: Filler
+
+    def remove(digest: Digest) -> None:
+        filler.evicted(digest)
+
+    filler = Filler(
+        layout,
+        BlobRecords(index, layout),
+        Quota(high, low, remove),
+        configuration.upstreams(),
+        clients,
+        FillSettings(
+            request_size=fetch.request_size,
+            on_demand_size=fetch.on_demand_size,
+            extent_size=cache.extent_size,
+            reissue=fetch.reissue == "auto",
+        ),
+    )
+    return filler
+
+
+def _bind(path: Path) -> socket.socket:
+    """The listening socket of mode 0660. Raises StoreError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o117)
+    try:
+        # The lock is ours, so a socket that is there belongs to nobody any more.
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise StoreError(
+            f"{path}: cannot listen: {error.strerror or error}; use a cache directory with a "
+            "shorter path (a socket's has at most 107 bytes)"
+        ) from error
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _allow_many_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the filler; return its exit status."""
+    die_with_parent(launcher_process_id())
+    parser = argparse.ArgumentParser(prog="headstart filler")
+    parser.add_argument("--config", type=Path)
+    named = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    try:
+        configuration = Configuration.load(named.config)
+        _allow_many_files()
+        os.nice(NICENESS)
+        run(configuration)
+    except (ConfigurationError, StoreError) as error:
+        complain(str(error))
+        return BAD_CONFIGURATION
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
