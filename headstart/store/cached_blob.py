@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from headstart.store.extent_map import BlobMap
+from headstart.store.extent_map import BlobMap, MapDamaged
 from headstart.store.geometry import Geometry
 
 
@@ -22,6 +22,8 @@ class CachedBlob:
 
     def __init__(self, paths: list[Path], maps: list[Path]) -> None:
         """Open the files of all stripes. Raises OSError or ``MapDamaged``."""
+        if len(paths) != len(maps):
+            raise MapDamaged(f"{len(paths)} files cannot have {len(maps)} maps")
         self._descriptors: list[int] = []
         self.map = BlobMap.open(maps)
         try:

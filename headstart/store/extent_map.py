@@ -37,7 +37,7 @@ import os
 import struct
 from pathlib import Path
 
-from headstart.store.geometry import UNIT_SIZE, Geometry
+from headstart.store.geometry import EXTENT_SIZE, UNIT_SIZE, Geometry
 
 MAGIC = b"HSBLBMAP"
 VERSION = 1
@@ -91,6 +91,19 @@ class StripeMap:
         self.extent_size = self.words[4]
         self.stripes = self.words[5]
         self.stripe = self.words[6]
+        if not self._plausible():
+            self.close()
+            raise MapDamaged(f"{path}: the header does not fit the file")
+
+    def _plausible(self) -> bool:
+        """Whether the header's numbers can be those of an object with so many records."""
+        return (
+            self.size < 1 << 63
+            and self.extent_size in range(UNIT_SIZE, EXTENT_SIZE + 1, UNIT_SIZE)
+            and self.stripe < self.stripes
+            and self.records
+            == Geometry(self.size, self.extent_size, self.stripes).stripe_extents(self.stripe)
+        )
 
     @classmethod
     def create(cls, path: Path, geometry: Geometry, stripe: int) -> "StripeMap":
@@ -114,12 +127,12 @@ class StripeMap:
         try:
             os.posix_fallocate(descriptor, 0, length)
             os.pwrite(descriptor, header.ljust(HEADER_SIZE, b"\0"), 0)
+            os.rename(temporary, path)
         except OSError:
             os.unlink(temporary)
             raise
         finally:
             os.close(descriptor)
-        os.rename(temporary, path)
         return cls(path, writable=True)
 
     @property
@@ -209,6 +222,8 @@ class BlobMap:
 
     def __init__(self, stripes: list[StripeMap]) -> None:
         """Join the stripes' maps, in their order. Raises :class:`MapDamaged` if they disagree."""
+        if not stripes:
+            raise MapDamaged("an object has at least one map")
         first = stripes[0]
         self.stripes = stripes
         self.geometry = Geometry(first.size, first.extent_size, first.stripes)
@@ -217,7 +232,6 @@ class BlobMap:
                 stripe.stripe == number
                 and stripe.stripes == len(stripes)
                 and (stripe.size, stripe.extent_size) == (first.size, first.extent_size)
-                and stripe.records == self.geometry.stripe_extents(number)
             )
             if not fits:
                 raise MapDamaged(f"the map of stripe {number} does not belong to its object")

@@ -92,15 +92,15 @@ def _make_directory(path: Path) -> None:
 def _read_stamp(stripe: Path) -> dict[str, object] | None:
     path = stripe / STAMP
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreUnusable(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        stamp = json.loads(text)
+        stamp = json.loads(content)
         version, cache, number = stamp["format"], stamp["cache"], stamp["stripe"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreForeign(f"{path}: is damaged; restore it or use an empty directory") from error
     if version != FORMAT_VERSION:
         raise StoreForeign(
@@ -131,12 +131,22 @@ class StoreLock:
         self._descriptors: list[int] = []
 
     def acquire(self, layout: Layout, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
-        """Take the lock of every stripe; :class:`StoreLocked` names the holder."""
+        """Take the lock of every stripe; :class:`StoreLocked` names the holder.
+
+        Raises :class:`StoreUnusable` too; holds nothing after either.
+        """
         deadline = time.monotonic() + wait_seconds
         for stripe in layout.stripes:
             _make_directory(stripe / "run")
             path = stripe / "run" / "lock"
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            except OSError as error:
+                self.release()
+                raise StoreUnusable(
+                    f"cache.stripes: cannot open {path}: {error.strerror}; "
+                    f"change its owner to user id {os.geteuid()} or choose another directory"
+                ) from error
             self._descriptors.append(descriptor)
             while not _try_lock(descriptor):
                 if time.monotonic() >= deadline:

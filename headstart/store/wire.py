@@ -45,7 +45,7 @@ class Decoder:
             start += 4 + length
             try:
                 message = json.loads(payload)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise WireError(f"not JSON: {error}") from error
             if not isinstance(message, dict):
                 raise WireError("a message must be a JSON object")

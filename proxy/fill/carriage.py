@@ -231,8 +231,9 @@ class Carriage:
         self, fetch: Fetch, source: BlobSource, outcome: Outcome, verdict: Judgement
     ) -> None:
         fill = fetch.fill
-        if fetch.stream:
-            self.pool.ranges = False
+        if fetch.stream and (fetch.asked[0] > 0 or fetch.asked[1] < fetch.stop):
+            # Where all of a blob was asked for, 200 is as good an answer as 206.
+            self.pool.without_ranges()
         match verdict.step:
             case Step.DONE:
                 if outcome.ending is Ending.COMPLETE:

@@ -65,6 +65,7 @@ class Fetch:
         self.fill = fill
         self.start = start
         self.stop = stop
+        self.asked = (start, stop)
         self.bulk = bulk
         self.priority = priority
         self.order = order

@@ -24,6 +24,7 @@ from proxy.fill.unit_table import UnitTable
 logger = logging.getLogger(__name__)
 
 MAX_REDIRECTIONS_REFRESHED = 3
+WASTE_SHARE = 0.01
 LOOK_SECONDS = 0.002
 """At most so often the loop looks at what connections have brought of a blob."""
 
@@ -252,6 +253,7 @@ class Fill:
         self._looked_at = 0.0
         self._checking = 0
         self._occupied = False
+        self._wasting = 0
         self._digest: FollowingDigest | None = None
         self._digesting = False
         self._announced = False
@@ -402,6 +404,19 @@ class Fill:
         return self.table.next_missing(want.offset, stop, max(request_size, 1 << 62))
 
     # --- fetches ---
+
+    def may_waste(self, count: int, least: int = 0) -> bool:
+        """Whether a connection may be cut, which loses about ``count`` bytes on their way.
+
+        All cuts of a blob together lose at most :data:`WASTE_SHARE` of it; ``least`` are allowed
+        to the smallest blob. Each permission counts.
+        """
+        size = self.size or 0
+        allowed = max(int(size * WASTE_SHARE) // count, least)
+        if self._wasting >= allowed:
+            return False
+        self._wasting += 1
+        return True
 
     def begin(self, fetch: Fetch) -> None:
         """A connection has taken a range."""

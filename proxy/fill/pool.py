@@ -19,9 +19,13 @@ from proxy.fill.fill import Fill, Want
 START_CONNECTIONS = 8
 MOST_CONNECTIONS = 32
 SMALLEST_SPLIT = MIB
+LOST_BY_A_CUT = 4 * MIB
+"""What two sockets may hold of a connection that is cut: the upstream has sent it in vain."""
 LATE_SHARE = 0.25
 LATE_SAVES_SECONDS = 1.0
 SPLIT_SAVES_SECONDS = 0.3
+WITHOUT_RANGES_SECONDS = 600.0
+"""How long an upstream that ignored a range is asked for whole blobs, before ranges are tried."""
 GROW_SECONDS = 1.0
 GROWTH_WORTH = 1.08
 
@@ -55,6 +59,7 @@ class Pool:
         self._grown_from: float | None = None
         self._measured = (clock(), 0)
         self._settled = False
+        self._ranges_again = 0.0
 
     @property
     def holding(self) -> list[Fetch]:
@@ -158,6 +163,8 @@ class Pool:
         rate = largest.rate() or self.typical_rate
         if rate is None or largest.remaining / max(rate, 1.0) < SPLIT_SAVES_SECONDS:
             return None
+        if not largest.fill.may_waste(LOST_BY_A_CUT):
+            return None
         taken = largest.split(SMALLEST_SPLIT)
         if taken is None:
             return None
@@ -167,6 +174,8 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Look at every fetch: deadlines, stragglers, how many connections are worth having."""
+        if not self.ranges and now >= self._ranges_again:
+            self.ranges = True
         rates: list[float] = []
         for fetch in self.holding:
             fetch.sample(now)
@@ -216,7 +225,8 @@ class Pool:
             rate = fetch.rate()
             if rate is None or fetch.stream or rate > typical * LATE_SHARE:
                 continue
-            if fetch.remaining / max(rate, 1.0) - fetch.remaining / typical > LATE_SAVES_SECONDS:
+            saves = fetch.remaining / max(rate, 1.0) - fetch.remaining / typical
+            if saves > LATE_SAVES_SECONDS and fetch.fill.may_waste(LOST_BY_A_CUT, least=4):
                 fetch.cut(Outcome(Ending.CUT, "far behind its peers"))
 
     def _grow(self, now: float) -> None:
@@ -238,6 +248,11 @@ class Pool:
             self._settled = True
 
     # --- what the upstream says ---
+
+    def without_ranges(self) -> None:
+        """The upstream sends whole blobs only: one stream a blob, for a while."""
+        self.ranges = False
+        self._ranges_again = self._clock() + WITHOUT_RANGES_SECONDS
 
     def ended(self, fetch: Fetch) -> None:
         """A connection is free again."""

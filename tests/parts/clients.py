@@ -127,6 +127,10 @@ class Skopeo(Client):
     def use_mirror(self, host: str, upstream_url: str, mirror_url: str | None) -> None:
         self._settings.use_mirror(host, upstream_url, mirror_url)
 
+    def use_registries(self, text: str) -> None:
+        """From now on ``text`` is the registries.conf."""
+        self._settings.registries.write_text(text)
+
     def pull(self, reference: str, account: Account | None = None) -> Arrived:
         self.wipe()
         run(
@@ -169,6 +173,10 @@ class _StorageClient(Client):
 
     def use_mirror(self, host: str, upstream_url: str, mirror_url: str | None) -> None:
         self._settings.use_mirror(host, upstream_url, mirror_url)
+
+    def use_registries(self, text: str) -> None:
+        """From now on ``text`` is the registries.conf."""
+        self._settings.registries.write_text(text)
 
     def pull(self, reference: str, account: Account | None = None) -> Arrived:
         completed = run(

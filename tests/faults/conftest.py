@@ -1,0 +1,17 @@
+"""The mirror that the fault tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.setting import Setting, running_setting
+
+UPSTREAMS = 64
+"""More than there are tests: each takes one of its own."""
+
+
+@pytest.fixture(scope="session")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    """One mirror for all tests that neither stop it nor need it otherwise configured."""
+    with running_setting(tmp_path_factory.mktemp("faults"), fresh=UPSTREAMS) as running:
+        yield running

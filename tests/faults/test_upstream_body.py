@@ -1,0 +1,222 @@
+"""Faults 1 to 8: bodies that end early, lie about their range, or have no length."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.doubles.scripted_upstream import Rule, ScriptedUpstream
+from tests.faults.reading import End, Reply
+from tests.faults.setting import MIB, REPOSITORY, Setting, payload, pulls, right_or_error
+
+SIZE = 3 * MIB + 12_345
+PATIENCE = 30.0
+
+
+def scripted(setting: Setting, content: bytes, *rules: Rule) -> tuple[ScriptedUpstream, str]:
+    """A fresh upstream that has ``content`` and behaves as the rules say."""
+    upstream = setting.upstream()
+    digest = upstream.add_blob(REPOSITORY, content)
+    for rule in rules:
+        upstream.add_rule(rule)
+    return upstream, digest
+
+
+def of_blobs(**what: object) -> Rule:
+    """A rule for GET of blobs."""
+    return Rule(method="GET", path="/blobs/", **what)  # type: ignore[arg-type]
+
+
+# --- 1, 2: the connection breaks ---
+
+
+def test_f01_upstream_closes_early_and_the_range_goes_on_where_it_broke(setting: Setting) -> None:
+    size = MIB - 7
+    for number, stop in enumerate((1024, 70_000, 300_001, size - 1)):
+        content = payload(size, seed=number)
+        upstream, digest = scripted(setting, content, of_blobs(times=1, close_after=stop))
+        reply = setting.blob(upstream.host, digest)
+        assert right_or_error(reply, content) and reply.complete, reply
+        starts = [request.range and request.range[0] for request in upstream.blob_requests()]
+        assert starts == [0, stop], "the second request resumes at the byte that is missing"
+        assert upstream.blob_bytes_sent() == size
+
+
+def test_f01_resets_in_every_range_still_give_the_whole_blob(setting: Setting) -> None:
+    content = payload(SIZE)
+    rule = of_blobs(times=8, close_after=400_000, reset=True)
+    upstream, digest = scripted(setting, content, rule)
+    pulls(setting, upstream.host, digest, content)
+
+
+def test_f02_retries_exhausted_reset_the_client_and_then_are_an_error(setting: Setting) -> None:
+    content = payload(SIZE)
+    upstream, digest = scripted(
+        setting, content, of_blobs(times=1, close_after=300_000), of_blobs(close_before_answer=True)
+    )
+    reply = setting.blob(upstream.host, digest, patience=PATIENCE)
+    assert reply.status == 200
+    assert reply.end is End.RESET
+    assert reply.body == content[: len(reply.body)]
+    again = setting.blob(upstream.host, digest, "300000-", patience=PATIENCE)
+    assert again.status in (404, 502, 503), again
+    upstream.clear_rules()
+    pulls(setting, upstream.host, digest, content)
+
+
+# --- 3: no ranges ---
+
+
+def test_f03_whole_answers_to_ranges_are_used_once_and_remembered(setting: Setting) -> None:
+    first, second, third = (payload(SIZE, seed) for seed in range(3))
+    upstream, digest = scripted(setting, first, of_blobs(ignore_range=True))
+    pulls(setting, upstream.host, digest, first)
+    assert len(upstream.blob_requests()) == 1
+    assert upstream.blob_bytes_sent() == SIZE
+
+    digest = upstream.add_blob(REPOSITORY, second)
+    upstream.forget_requests()
+    pulls(setting, upstream.host, digest, second)
+    asked = upstream.blob_requests()
+    assert [request.range for request in asked] == [None], "it has been remembered"
+
+    digest = upstream.add_blob(REPOSITORY, third)
+    upstream.forget_requests()
+    for start, stop in ((2_000_000, 2_000_010), (10, 20), (SIZE - 5, SIZE)):
+        reply = setting.blob(upstream.host, digest, f"{start}-{stop - 1}")
+        assert reply.status == 206
+        assert right_or_error(reply, third, start, stop) and reply.complete, reply
+    pulls(setting, upstream.host, digest, third)
+    assert upstream.blob_bytes_sent() <= 2 * SIZE
+
+
+def test_f03_ranges_that_stop_in_mid_blob_cost_one_stream(setting: Setting) -> None:
+    content = payload(8 * MIB)
+    upstream, digest = scripted(setting, content)
+    assert setting.blob(upstream.host, digest, "0-9").complete
+    upstream.forget_requests()
+    # Slowly, so that what is sent in vain is what was asked for in vain.
+    upstream.add_rule(of_blobs(ignore_range=True, rate=8 * MIB))
+    pulls(setting, upstream.host, digest, content)
+    assert upstream.blob_bytes_sent() <= 2 * len(content)
+
+
+def test_f03_a_small_blob_sent_whole_says_nothing_about_ranges(setting: Setting) -> None:
+    content = payload(SIZE)
+    upstream, digest = scripted(setting, content, of_blobs(times=1, ignore_range=True))
+    small = upstream.add_blob(REPOSITORY, b"{}")
+    pulls(setting, upstream.host, small, b"{}")
+    upstream.forget_requests()
+    pulls(setting, upstream.host, digest, content)
+    assert len(upstream.blob_requests()) == 4, "it goes on to be asked for ranges"
+
+
+# --- 4, 5, 6: a 206 that is not what was asked for ---
+
+WRONG = {
+    "4-start": {"range_shift": 1000},
+    "5-total": {"range_total": SIZE + 1000},
+    "6-no-content-range": {"without_content_range": True},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_f04_f05_f06_wrong_206_is_rejected_and_asked_for_again(
+    setting: Setting, wrong: dict[str, object]
+) -> None:
+    content = payload(SIZE)
+    upstream, digest = scripted(setting, content, of_blobs(skip=1, times=2, **wrong))
+    pulls(setting, upstream.host, digest, content)
+    assert len(upstream.blob_requests()) > 4
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_f04_f05_f06_wrong_206_each_time_is_502(
+    setting: Setting, wrong: dict[str, object]
+) -> None:
+    content = payload(SIZE)
+    upstream, digest = scripted(setting, content)
+    assert setting.blob(upstream.host, digest, "0-9").complete
+    upstream.add_rule(of_blobs(**wrong))
+    reply = setting.blob(upstream.host, digest, "2000000-2000009", patience=PATIENCE)
+    assert reply.status == 502, reply
+    upstream.clear_rules()
+    pulls_soon(setting, upstream, digest, content)
+
+
+def pulls_soon(
+    setting: Setting, upstream: ScriptedUpstream, digest: str, content: bytes
+) -> None:
+    """A pull that gives the right bytes, at the second try at the latest."""
+    if not right_or_error(setting.blob(upstream.host, digest), content):
+        pulls(setting, upstream.host, digest, content)
+
+
+def test_f04_wrong_start_of_the_first_answer_is_502(setting: Setting) -> None:
+    content = payload(SIZE)
+    upstream, digest = scripted(setting, content, of_blobs(range_shift=1000))
+    assert setting.blob(upstream.host, digest, patience=PATIENCE).status == 502
+    upstream.clear_rules()
+    pulls(setting, upstream.host, digest, content)
+
+
+def test_f05_wrong_total_of_the_first_answer_does_not_stay(setting: Setting) -> None:
+    content = payload(SIZE)
+    upstream, digest = scripted(setting, content, of_blobs(times=1, range_total=SIZE + 1000))
+    right_or_error(setting.blob(upstream.host, digest, patience=PATIENCE), content)
+    pulls(setting, upstream.host, digest, content)
+
+
+def test_f06_missing_content_range_of_the_first_answer_is_502(setting: Setting) -> None:
+    content = payload(SIZE)
+    upstream, digest = scripted(setting, content, of_blobs(without_content_range=True))
+    assert setting.blob(upstream.host, digest, patience=PATIENCE).status == 502
+    upstream.clear_rules()
+    pulls(setting, upstream.host, digest, content)
+
+
+# --- 7, 8: no length ---
+
+
+def test_f07_chunked_answers_are_accepted_when_size_and_digest_match(setting: Setting) -> None:
+    content = payload(SIZE)
+    for whole in (False, True):
+        rule = of_blobs(chunked=True, ignore_range=whole)
+        upstream, digest = scripted(setting, content, rule)
+        pulls(setting, upstream.host, digest, content)
+
+
+def test_f07_chunked_body_of_another_size_or_content_is_refused(setting: Setting) -> None:
+    content = payload(SIZE)
+    others = (content[:-5], content[:-5] + b"other", content + b"more")
+    tries = [
+        scripted(setting, content, of_blobs(chunked=True, ignore_range=True, payload=other))
+        for other in others
+    ]
+
+    def ask(upstream: ScriptedUpstream, digest: str) -> Reply:
+        return setting.blob(upstream.host, digest, patience=PATIENCE)
+
+    with ThreadPoolExecutor(len(tries)) as clients:
+        for reply in clients.map(lambda given: ask(*given), tries):
+            assert not right_or_error(reply, content), reply
+    for upstream, digest in tries:
+        upstream.clear_rules()
+        pulls(setting, upstream.host, digest, content)
+
+
+def test_f08_close_delimited_truncation_is_never_committed(setting: Setting) -> None:
+    content = payload(SIZE)
+    rule = of_blobs(ignore_range=True, close_delimited=True, close_after=SIZE - 1)
+    upstream, digest = scripted(setting, content, rule)
+    assert not right_or_error(setting.blob(upstream.host, digest, patience=PATIENCE), content)
+    here = [entry for entry in setting.mirror.ask("/cache")["objects"] if entry["verified"]]
+    assert digest not in [entry["digest"] for entry in here]
+    upstream.clear_rules()
+    pulls(setting, upstream.host, digest, content)
+
+
+def test_f08_close_delimited_ranges_are_resumed(setting: Setting) -> None:
+    content = payload(SIZE)
+    rule = of_blobs(times=3, close_delimited=True, close_after=500_000)
+    upstream, digest = scripted(setting, content, rule)
+    pulls(setting, upstream.host, digest, content)

@@ -1,0 +1,141 @@
+"""The mirror's HTTP side in this process: a real server, a scripted filler, scripted upstreams."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from headstart.command.configuration import Configuration
+from headstart.registry.client import RegistryClient
+from headstart.registry.retry import Retry
+from headstart.store.fill_client import FillClient
+from proxy.serve.blobs import Blobs
+from proxy.serve.grants import Grants
+from proxy.serve.kept import Kept
+from proxy.serve.manifests import Manifests
+from proxy.serve.records import AsyncIndex
+from proxy.serve.registry import RegistryApplication
+from proxy.serve.request import Receive, Scope, Send
+from proxy.serve.services import PullWatcher, Services, Unwatched
+from tests.doubles.scripted_upstream import ScriptedUpstream
+from tests.serve.running_server import RunningServer
+from tests.serve.scripted_filler import ScriptedFiller
+
+QUICK = {"connect": "2s", "first_byte": "2s", "stall": "2s"}
+
+
+def configuration_of(
+    filler: ScriptedFiller,
+    upstreams: Mapping[str, Mapping[str, object]],
+    **sections: Mapping[str, object],
+) -> Configuration:
+    """A configuration with the filler's cache; the first upstream is the default one."""
+    first = next(iter(upstreams))
+    return Configuration.model_validate(
+        {
+            "mirror": {"default_upstream": first, **sections.get("mirror", {})},
+            "cache": {"stripes": [{"path": str(path)} for path in filler.layout.stripes]},
+            "fetch": {"deadlines": QUICK, **sections.get("fetch", {})},
+            "upstreams": {host: dict(keys) for host, keys in upstreams.items()},
+        }
+    )
+
+
+def keys_of(upstream: ScriptedUpstream, **keys: object) -> dict[str, object]:
+    """What the configuration says of a scripted upstream."""
+    return {"url": upstream.url, "allow_private": True, **keys}
+
+
+@asynccontextmanager
+async def services_of(
+    configuration: Configuration, filler: ScriptedFiller, pulls: PullWatcher | None = None
+) -> AsyncIterator[Services]:
+    """The services of a mirror, without its control API."""
+    upstreams = configuration.upstreams()
+    clients = {
+        host: RegistryClient(upstream, retry=Retry(first_delay=0.01))
+        for host, upstream in upstreams.items()
+    }
+    async with FillClient(filler.layout.fill_socket, "mirror") as fill_client:
+        index = AsyncIndex(filler.layout.index, lambda: fill_client.connected)
+        grants = Grants()
+        blobs = Blobs(fill_client, grants, idle_seconds=0.3)
+        manifests = Manifests(
+            clients,
+            Kept(index),
+            grants,
+            tag_ttl=configuration.mirror.tag_ttl,
+            stale_window=configuration.mirror.stale_window,
+            expect=blobs.expect,
+        )
+        try:
+            yield Services(
+                configuration=configuration,
+                upstreams=upstreams,
+                clients=clients,
+                filler=fill_client,
+                index=index,
+                manifests=manifests,
+                blobs=blobs,
+                pulls=pulls or Unwatched(),
+            )
+        finally:
+            await manifests.aclose()
+            await blobs.aclose()
+            await index.aclose()
+            for client in clients.values():
+                await client.aclose()
+
+
+class ServingApplication:
+    """The registry's application with the services of its server's life."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        filler: ScriptedFiller,
+        pulls: PullWatcher | None = None,
+    ) -> None:
+        self._configuration = configuration
+        self._filler = filler
+        self._pulls = pulls
+        self.services: Services
+        self.answer: RegistryApplication
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if scope["type"] != "lifespan":
+            await self.answer(scope, receive, send)
+            return
+        await receive()
+        async with services_of(self._configuration, self._filler, self._pulls) as services:
+            self.services = services
+            self.answer = RegistryApplication(services)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class Serving(RunningServer):
+    """A running server; ``application.services`` are its own."""
+
+    def __init__(
+        self,
+        filler: ScriptedFiller,
+        upstreams: Mapping[str, Mapping[str, object]],
+        pulls: PullWatcher | None = None,
+        **sections: Mapping[str, object],
+    ) -> None:
+        configuration = configuration_of(filler, upstreams, **sections)
+        self.application = ServingApplication(configuration, filler, pulls)
+        super().__init__(self.application)
+        self.server = uvicorn.Server(self._with_life())
+        self.thread._kwargs = {}  # type: ignore[attr-defined]
+
+    def _with_life(self) -> Any:
+        raise NotImplementedError
+
+
+DIRECTORY = Path
