@@ -71,7 +71,7 @@ install_packages() {
     fi
     run="${sudo}env DEBIAN_FRONTEND=noninteractive apt-get -qq"
     say "missing: $packages"
-    say "${sudo}apt-get update && ${sudo}apt-get install --yes --no-install-recommends $packages"
+    say "$run update && $run install --yes --no-install-recommends $packages"
     # Packages start their daemons on a machine with systemd; the tests start their own.
     [ ! -d /run/systemd/system ] || say "Debian starts what is a service among these; the tests do not need it running"
     # shellcheck disable=SC2086 # words are wanted

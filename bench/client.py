@@ -54,10 +54,14 @@ def receive(
         )
         head, rest = _read_head(connection)
         status, length = _parse(head)
+        if status >= 400 and not rest and length:
+            rest = connection.recv(_LONGEST_HEAD)
         if status != expected or (
             start is not None and stop is not None and length != stop - start
         ):
-            raise WrongAnswer(f"GET {url} {wanted.strip()}: {head.decode('latin-1')}")
+            raise WrongAnswer(
+                f"GET {url} {wanted.strip()}: status {status}, {length} bytes: {_start(rest)}"
+            )
         if not rest and length:
             # Waits for the first byte without taking it.
             connection.recv(1, socket.MSG_PEEK)
@@ -95,6 +99,11 @@ def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
         received += piece
     head, _, rest = received.partition(b"\r\n\r\n")
     return head, rest
+
+
+def _start(body: bytes) -> str:
+    """What an error's body begins with, in one line; a blob's is no text."""
+    return body[:200].decode("ascii", "replace") if body.startswith(b"{") else ""
 
 
 def _parse(head: bytes) -> tuple[int, int]:

@@ -57,10 +57,13 @@ def throttle(directory: Path) -> Iterator[Throttle]:
         root = _mounted("cgroup2", None)
         if root is None or "io" not in (root / "cgroup.controllers").read_text().split():
             raise CannotThrottle("neither blkio (cgroup v1) nor io (cgroup v2) is to be had")
-        # Written pages are charged to their group only where memory is accounted too.
-        (root / "cgroup.subtree_control").write_text("+io +memory")
         group = root / f"headstart-bench-{os.getpid()}"
-        group.mkdir()
+        try:
+            # Written pages are charged to their group only where memory is accounted too.
+            (root / "cgroup.subtree_control").write_text("+io +memory")
+            group.mkdir()
+        except OSError as error:
+            raise CannotThrottle(f"{error.filename}: {error.strerror}") from error
         stack.callback(_leave, group, root)
         yield Throttle(group, 2)
 

@@ -95,7 +95,7 @@ def _pull(
 ) -> _Pulled:
     with headstart(place, front, fetch=fetch) as mirror:
         front.clear()
-        before = mirror.running.cpu_seconds()
+        before = settled_cpu(mirror.running)
         url = mirror.url + blob.target
         seconds, received = together([partial(receive, url, hashed=hashed)] * clients)
         cpu = settled_cpu(mirror.running) - before

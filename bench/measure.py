@@ -143,9 +143,10 @@ def ratio(measured: float | None, peer: float | None) -> float | None:
 def observe(server: Process, transfer: Callable[[], float], size: int) -> Sample:
     """Measure ``server`` during ``transfer``, which returns its seconds.
 
-    CPU is counted until the server is idle again: some store what they have sent only afterwards.
+    CPU is counted from when the server is idle, which one that has just started is not, until it
+    is idle again: some store what they have sent only afterwards.
     """
-    before = server.cpu_seconds()
+    before = settled_cpu(server)
     seconds = transfer()
     return Sample(seconds, size, settled_cpu(server) - before, server.peak_memory())
 

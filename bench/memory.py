@@ -92,7 +92,7 @@ def _fill(setting: Setting, directory: Path, front: Front, blob: Blob, small: Bl
     with headstart(directory / "mirror", front) as mirror:
         # The first pull opens what stays open: the index, the client of the control plane.
         receive(mirror.url + small.target)
-        wait = 3.0 if setting.quick else IDLE
+        wait = 0.5 if setting.quick else IDLE
         before = _lowest(mirror, wait)
         idle_peak = mirror.running.peak_memory()
         part = blob.size // CLIENTS

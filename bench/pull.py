@@ -57,7 +57,7 @@ def bench(setting: Setting) -> Report:
         bars["warm, MB/s"] = run.warm()
         bars["cold, MB/s"] = run.cold("plain")
         bars["cold over TLS, MB/s"] = run.cold("TLS")
-        for connections in (8, 16):
+        for connections in (8,) if setting.quick else (8, 16):
             name = f"cold, {connections} connections of {LIMIT // MB} MB/s, MB/s"
             bars[name] = run.limited(connections)
     plot_bars(setting.results / "pull.png", f"a blob of {size / GB:.2f} GB", bars, "MB/s")

@@ -166,9 +166,9 @@ def plot_bars(file: Path, title: str, groups: Mapping[str, Mapping[str, float]],
     for axis, (name, bars) in zip(axes[:, 0], groups.items(), strict=True):
         colours = ["tab:orange" if "headstart" in label else "tab:blue" for label in bars]
         drawn = axis.barh(list(bars), list(bars.values()), color=colours)
-        axis.bar_label(drawn, fmt="%.3g", padding=3)
+        axis.bar_label(drawn, [number(value) for value in bars.values()], padding=3)
         axis.invert_yaxis()
-        axis.margins(x=0.12)
+        axis.margins(x=0.15)
         axis.set_title(name, loc="left", fontsize="medium")
     axes[-1, 0].set_xlabel(unit)
     figure.suptitle(title)

@@ -97,7 +97,7 @@ class _Killed:
 
 
 def _kills(setting: Setting, report: Report) -> None:
-    size = setting.choose(GIB, 256 * MIB)
+    size = setting.choose(GIB, 128 * MIB)
     rounds = min(setting.rounds, 3)
     rows: list[list[str | float]] = []
     with setting.scratch(2 * size) as directory, Origin(directory / "origin") as origin:

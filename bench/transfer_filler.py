@@ -37,7 +37,7 @@ class _Accepting:
     def reserve(self, extent: int) -> None:
         self._files.reserve(extent)
 
-    def wrote(self, stripe: int, file_offset: int, length: int, seconds: float) -> None:
+    def wrote(self, stripe: int, file_offset: int, length: int) -> None:
         """No disk to pace."""
 
     def extent_whole(self, extent: int, digest: bytes | None) -> None:

@@ -76,7 +76,7 @@ def _url(scheme: str, address: TcpAddress | UnixAddress) -> str:
 def _warm(
     context: typer.Context,
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Names such as ghcr.io/team/app:1.")
+        list[str], typer.Argument(metavar="IMAGE", help="Names such as ghcr.io/team/app:1.")
     ],
     platform: Annotated[
         str | None, typer.Option(help="OS/ARCHITECTURE, or all; else this node's.")

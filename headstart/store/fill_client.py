@@ -267,13 +267,16 @@ class FillClient:
         raise self._unreachable(timeout_seconds)
 
     def close(self, handle: OpenBlob) -> None:
-        """Close a handle; its files are closed at once."""
+        """Close a handle; its files are closed at once, and whoever still waits on it fails."""
         if handle not in self._handles:
             return
         self._handles.discard(handle)
         if handle.remote is not None:
             self._remote.pop(handle.remote, None)
             self._post({"type": "close", "handle": handle.remote})
+            # On another connection the number may mean another blob.
+            handle.remote = None
+        handle.fail(FillFailed("protocol", "the blob was closed by its reader"))
         handle.close_files()
 
     def follow(self, handle: OpenBlob) -> None:
@@ -300,6 +303,15 @@ class FillClient:
         number = next(self._numbers)
         handle.wants[number] = want
         self.follow(handle)
+        want.failure = handle.failure
+        self._send_want(handle, number, want)
+        return number
+
+    def _send_want(self, handle: OpenBlob, number: int, want: Want) -> None:
+        """Ask, and ask again on a new connection: what was done may have been lost since."""
+        if handle.remote is None or want.failure is not None:
+            return
+        want.done = False
 
         def answer(received: Message) -> None:
             if received.get("type") == "failed":
@@ -309,9 +321,7 @@ class FillClient:
             want.event.set()
 
         self._pending[number] = answer
-        if handle.remote is not None:
-            self._post({**want.message, "id": number, "handle": handle.remote})
-        return number
+        self._post({**want.message, "id": number, "handle": handle.remote})
 
     def drop_want(self, handle: OpenBlob, number: int) -> None:
         """Forget a want and tell the filler, unless it has been answered."""
@@ -361,8 +371,7 @@ class FillClient:
         if handle.followers:
             self._post({"type": "follow", "handle": remote})
         for number, want in handle.wants.items():
-            if not want.done and want.failure is None:
-                self._post({**want.message, "id": number, "handle": remote})
+            self._send_want(handle, number, want)
 
     @staticmethod
     def _take_files(handle: OpenBlob, received: Message) -> None:
@@ -391,6 +400,10 @@ class FillClient:
         self._connected = anyio.Event()
         self._outgoing.clear()
         self._remote.clear()
+        # Nobody answers the rest on another connection: handles and wants are asked for anew.
+        self._pending = {
+            number: answer for number, answer in self._pending.items() if number in self._requests
+        }
         for handle in self._handles:
             handle.remote = None
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import time
 import uuid
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from headstart.store.errors import StoreForeign, StoreLocked, StoreUnusable
 
 FORMAT_VERSION = 1
 STAMP = "HEADSTART"
+STAND_INS = Path("run", "stand-ins")
+"""Below a stripe: empty files in place of those on a stripe that cannot be used."""
 LOCK_WAIT_SECONDS = 5.0
 
 
@@ -52,6 +55,7 @@ class Layout:
             _make_directory(stripe)
             for name in ("run", "blobs", "layers"):
                 _make_directory(stripe / name)
+            shutil.rmtree(stripe / STAND_INS, ignore_errors=True)
             stamps.append(_read_stamp(stripe))
         known = {str(stamp["cache"]) for stamp in stamps if stamp is not None}
         if len(known) > 1:

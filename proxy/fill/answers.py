@@ -20,7 +20,6 @@ class StoreAnswers:
     def __init__(self, filler: Filler) -> None:
         """Nothing is kept beside the filler's own state."""
         self._filler = filler
-        self._leases: dict[str, list[str]] = {}
 
     async def answer(self, kind: str, message: Message) -> Message:
         """The answer to a message. Raises FillFailed, or InvalidInput for a malformed digest."""
@@ -138,6 +137,8 @@ class StoreAnswers:
             digest = Digest.parse(str(message.get("key")))
             held = held | {digest} if kind == "lease" else held - {digest}
         self._filler.lease(holder, held)
+        if kind == "leases":
+            self._filler.quota.reconciled(holder)
         return {"type": "ok"}
 
 

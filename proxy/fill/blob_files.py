@@ -1,5 +1,6 @@
 """The files of one blob, opened for writing: reserve, write, publish in the map, verify, remove."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterable
@@ -13,90 +14,94 @@ from headstart.store.extent_map import (
     STATE_UNCHECKED,
     BlobMap,
     MapDamaged,
-    StripeMap,
-    boot_id,
 )
 from headstart.store.geometry import MIB, UNIT_SIZE, Geometry
 from headstart.store.layout import Layout
+from proxy.fill.stripe_files import (
+    StripeRow,
+    create_stripe,
+    map_path,
+    open_stripe,
+    stored_geometry,
+    unlink,
+)
 from proxy.fill.system_calls import reserve_space
 
 READ_BACK_SIZE = MIB
 
 
-def map_path(path: Path) -> Path:
-    """The map beside a stripe's file."""
-    return path.with_name(path.name + ".map")
-
-
 class BlobFiles:
     """All stripes of one blob. Writes of different ranges may come from different threads."""
 
-    def __init__(self, paths: list[Path], descriptors: list[int], blob_map: BlobMap) -> None:
-        """Made by :meth:`create` and :meth:`open`."""
+    def __init__(
+        self, paths: list[Path], descriptors: list[int], blob_map: BlobMap, lost: frozenset[int]
+    ) -> None:
+        """Made by :meth:`create` and :meth:`open`; ``lost`` are stripes that take no bytes."""
         self.paths = paths
         self.maps = [map_path(path) for path in paths]
         self.map = blob_map
         self.geometry = blob_map.geometry
         self._descriptors = descriptors
         self._lock = threading.Lock()
-        self._reserved: set[int] = set()
+        self._lost = lost
+        self._reserved = set(self._begun())
         self._closed = False
 
     @classmethod
-    def create(cls, layout: Layout, digest: Digest, size: int, extent_size: int) -> "BlobFiles":
-        """Make empty sparse files over all stripes. Raises OSError and leaves nothing behind."""
+    def create(
+        cls,
+        layout: Layout,
+        digest: Digest,
+        size: int,
+        extent_size: int,
+        *,
+        stand_in: bool = False,
+    ) -> "BlobFiles":
+        """Make empty sparse files over all stripes. Raises OSError and leaves nothing behind.
+
+        With ``stand_in`` a stripe on which they cannot be made is left out, unless it is the last.
+        """
         geometry = Geometry(size, extent_size, len(layout.stripes))
-        paths = layout.blob_paths(digest, geometry.stripes)
-        descriptors: list[int] = []
-        maps: list[StripeMap] = []
+        row = StripeRow(layout, geometry, stand_in=stand_in)
         try:
-            for number, path in enumerate(paths):
-                path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-                descriptors.append(_create_file(path, geometry.stripe_length(number)))
-                maps.append(StripeMap.create(map_path(path), geometry, number))
+            for number, path in enumerate(layout.blob_paths(digest, geometry.stripes)):
+                row.add(number, path, create_stripe)
+            return cls(row.paths, row.descriptors, BlobMap(row.maps), frozenset(row.lost))
         except OSError:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            for stripe_map in maps:
-                stripe_map.close()
-            _unlink([*paths, *map(map_path, paths)])
+            row.close()
+            unlink([*row.paths, *map(map_path, row.paths)])
             raise
-        return cls(paths, descriptors, BlobMap(maps))
 
     @classmethod
     def open(cls, layout: Layout, digest: Digest) -> "BlobFiles | None":
         """Open what is here, or None. What cannot be believed is unchecked or a miss afterwards.
 
-        A stripe whose file or map is lost or damaged starts empty: its extents are misses.
+        A stripe whose file or map is lost or damaged starts empty: its extents are misses. One on
+        which nothing can be opened is left out, and its extents stay misses.
         """
-        geometry = _stored_geometry(layout, digest)
+        geometry = stored_geometry(layout, digest)
         if geometry is None:
             return None
-        paths = layout.blob_paths(digest, geometry.stripes)
-        descriptors: list[int] = []
-        maps: list[StripeMap] = []
+        row = StripeRow(layout, geometry, stand_in=True)
         try:
-            for number, path in enumerate(paths):
-                stripe_map = _open_map(path, geometry, number)
-                maps.append(stripe_map)
-                descriptors.append(_open_file(path, geometry.stripe_length(number), stripe_map))
-            return cls(paths, descriptors, BlobMap(maps))
+            for number, path in enumerate(layout.blob_paths(digest, geometry.stripes)):
+                row.add(number, path, open_stripe)
+            return cls(row.paths, row.descriptors, BlobMap(row.maps), frozenset(row.lost))
         except (OSError, MapDamaged):
-            for descriptor in descriptors:
-                os.close(descriptor)
-            for stripe_map in maps:
-                stripe_map.close()
+            row.close()
             return None
 
     # --- writing ---
 
     def reserve(self, extent: int) -> None:
         """Reserve the disk space of an extent. Raises OSError (ENOSPC) before a byte is written."""
+        stripe, offset = self.geometry.place(extent * self.geometry.extent_size)
+        if stripe in self._lost:
+            raise OSError(errno.EIO, f"stripe {stripe} cannot be used")
         with self._lock:
             if extent in self._reserved:
                 return
             self._reserved.add(extent)
-        stripe, offset = self.geometry.place(extent * self.geometry.extent_size)
         length = self.geometry.extent_length(extent)
         try:
             reserve_space(self._descriptors[stripe], offset, length)
@@ -104,6 +109,18 @@ class BlobFiles:
             with self._lock:
                 self._reserved.discard(extent)
             raise
+
+    def reserved(self, extent: int) -> bool:
+        """Whether the extent has its disk space, from this opening or an earlier one."""
+        with self._lock:
+            return extent in self._reserved
+
+    def _begun(self) -> Iterable[int]:
+        """The extents of which something is here: they were reserved whole."""
+        for extent in range(self.geometry.extents):
+            stripe, record = self.map.locate(extent)
+            if stripe.watermark(record) or stripe.bits(record):
+                yield extent
 
     def write(self, offset: int, payload: memoryview) -> None:
         """Write bytes at their place; the map is not touched."""
@@ -185,6 +202,8 @@ class BlobFiles:
             stripe.set_state(record, STATE_HASHED)
         else:
             stripe.clear(record)
+            with self._lock:
+                self._reserved.discard(extent)
         return right
 
     # --- the whole blob ---
@@ -206,6 +225,19 @@ class BlobFiles:
             status = os.fstat(descriptor)
             stripe_map.record(status.st_size, status.st_ctime_ns)
 
+    def intact(self) -> bool:
+        """Whether the files look as this process left them: size, links, ctime of a whole blob."""
+        for number, descriptor in enumerate(self._descriptors):
+            if number in self._lost:
+                continue
+            status = os.fstat(descriptor)
+            recorded = self.map.stripes[number].recorded
+            if status.st_nlink == 0 or status.st_size != self.geometry.stripe_length(number):
+                return False
+            if recorded != (0, 0) and recorded != (status.st_size, status.st_ctime_ns):
+                return False
+        return True
+
     def allocated(self) -> int:
         """Bytes that the files take on disk."""
         return sum(os.fstat(descriptor).st_blocks * 512 for descriptor in self._descriptors)
@@ -221,7 +253,7 @@ class BlobFiles:
 
     def unlink(self) -> None:
         """Remove the files; open readers finish."""
-        _unlink([*self.maps, *self.paths])
+        unlink([*self.maps, *self.paths])
 
     def close(self) -> None:
         """Close files and maps."""
@@ -230,6 +262,8 @@ class BlobFiles:
             for descriptor in self._descriptors:
                 os.close(descriptor)
             self.map.close()
+            for stripe in self._lost:
+                unlink([self.paths[stripe], self.maps[stripe]])
 
 
 def _unit_mask(first: int, reached: int, length: int) -> int:
@@ -244,77 +278,3 @@ def _jump(watermark: int, bits: int, length: int) -> int:
     while watermark < length and bits >> (watermark // UNIT_SIZE) & 1:
         watermark = min(length, (watermark // UNIT_SIZE + 1) * UNIT_SIZE)
     return watermark
-
-
-def _create_file(path: Path, length: int) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    try:
-        os.ftruncate(descriptor, length)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _stored_geometry(layout: Layout, digest: Digest) -> Geometry | None:
-    """What the first readable map says; None when no stripe has one."""
-    for path in layout.blob_paths(digest, len(layout.stripes)):
-        try:
-            stripe_map = StripeMap(map_path(path), writable=False)
-        except (OSError, MapDamaged):
-            continue
-        geometry = Geometry(stripe_map.size, stripe_map.extent_size, stripe_map.stripes)
-        stripe_map.close()
-        if 0 < geometry.stripes <= len(layout.stripes) and geometry.extent_size % UNIT_SIZE == 0:
-            return geometry
-    return None
-
-
-def _open_map(path: Path, geometry: Geometry, number: int) -> StripeMap:
-    """The stripe's map if it fits, else a new, empty one."""
-    try:
-        stripe_map = StripeMap(map_path(path), writable=True)
-    except (OSError, MapDamaged):
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        return StripeMap.create(map_path(path), geometry, number)
-    found = (stripe_map.size, stripe_map.extent_size, stripe_map.stripes, stripe_map.stripe)
-    if found == (geometry.size, geometry.extent_size, geometry.stripes, number):
-        return stripe_map
-    stripe_map.close()
-    return StripeMap.create(map_path(path), geometry, number)
-
-
-def _open_file(path: Path, length: int, stripe_map: StripeMap) -> int:
-    """Open a stripe's file and make its map say no more than can be believed."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        status = os.fstat(descriptor)
-        boot = boot_id()
-        rebooted = stripe_map.boot != boot
-        recorded = stripe_map.recorded
-        touched = recorded != (0, 0) and recorded != (status.st_size, status.st_ctime_ns)
-        if rebooted or touched or status.st_size != length:
-            _distrust(stripe_map)
-            stripe_map.record(0, 0)
-        if status.st_size != length:
-            os.ftruncate(descriptor, length)
-        stripe_map.set_boot(boot)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _distrust(stripe_map: StripeMap) -> None:
-    """Make every extent unchecked, or a miss when it has no BLAKE3 to be checked against."""
-    stripe_map.set_flags(0)
-    for record in range(stripe_map.records):
-        if stripe_map.state(record) & STATE_HASHED:
-            stripe_map.set_state(record, STATE_HASHED | STATE_UNCHECKED)
-        else:
-            stripe_map.clear(record)
-
-
-def _unlink(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)

@@ -23,7 +23,6 @@ from headstart.registry.errors import (
 )
 from headstart.registry.proxies import ProxySettings
 from headstart.registry.redirect import MAX_REDIRECTS, check_redirect, same_origin
-from headstart.registry.retry import LONGEST_WAIT
 from headstart.store.errors import FillFailed
 from headstart.store.geometry import UNIT_SIZE
 from proxy.fill.fetch import Ending, Fetch, Outcome
@@ -39,7 +38,13 @@ logger = logging.getLogger(__name__)
 MOST_ATTEMPTS = 5
 """Failures in a row, none of which brought a unit, after which a blob's waiters hear the reason."""
 
+AFRESH_SECONDS = 60.0
+"""A failure so long after the one before is not counted with it."""
+
 MOST_CHALLENGES = 3
+
+LONGEST_WAIT = 20.0
+"""Seconds that a read waits for an upstream that asks for a pause; clients have gone by 30."""
 
 
 class Restarter(Protocol):
@@ -96,6 +101,7 @@ class Carriage:
 
     def pump(self) -> None:
         """Start every range that the pool hands out."""
+        self._refuse_long_wait()
         while not self._closed:
             fetch = self.pool.next_fetch()
             if fetch is None:
@@ -103,6 +109,17 @@ class Carriage:
             task = asyncio.create_task(self._carry(fetch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _refuse_long_wait(self) -> None:
+        """Answer those at once who would have to wait out a long pause of the upstream."""
+        left = self.pool.paused_until - time.monotonic()
+        if left <= LONGEST_WAIT:
+            return
+        text = f"{self.upstream_host} asked for a pause, {left:.0f} s of which are left"
+        for fill in list(self.pool.fills):
+            elsewhere = any(source.upstream != self.upstream_host for source in fill.sources)
+            if not fill.fetches and not elsewhere and self.pool.lacks(fill):
+                fill.fail(FillFailed("upstream", text, retry_after=left))
 
     def close_idle(self) -> None:
         """Close connections that nobody has used for a while."""
@@ -231,6 +248,8 @@ class Carriage:
         self, fetch: Fetch, source: BlobSource, outcome: Outcome, verdict: Judgement
     ) -> None:
         fill = fetch.fill
+        if verdict.step is not Step.DONE:
+            logger.info("fill: %s: %s", fill.digest, verdict.failure.text)
         if fetch.stream and (fetch.asked[0] > 0 or fetch.asked[1] < fetch.stop):
             # Where all of a blob was asked for, 200 is as good an answer as 206.
             self.pool.without_ranges()
@@ -238,8 +257,13 @@ class Carriage:
             case Step.DONE:
                 if outcome.ending is Ending.COMPLETE:
                     fill.attempts = fill.refreshed = 0
+                    fill.silent_since = None
             case Step.AGAIN | Step.RENEW:
-                self._again(fetch, verdict)
+                if not self._again(fetch):
+                    fill.fail(verdict.failure)
+            case Step.DISPUTE:
+                if not self._again(fetch):
+                    await self._settle_size(fill, source, verdict.failure)
             case Step.PAUSE:
                 self._pause(fetch, verdict)
             case Step.SIZE:
@@ -252,36 +276,53 @@ class Carriage:
                 else:
                     self._drop_source(fill, source, verdict.failure)
 
-    def _again(self, fetch: Fetch, verdict: Judgement) -> None:
-        fill = fetch.fill
-        logger.info("fill: %s: %s", fill.digest, verdict.failure.text)
-        if fetch.received >= UNIT_SIZE and not fetch.stream:
+    def _again(self, fetch: Fetch) -> bool:
+        """Plan another try, unless there have been enough: False, and the counts begin anew."""
+        fill, now = fetch.fill, time.monotonic()
+        if fetch.started - fill.failed_at > AFRESH_SECONDS:
+            fill.attempts, fill.silent_since = 0, None
+        if fetch.committed - fetch.start >= UNIT_SIZE and not fetch.stream:
             fill.attempts = 0
         elif fetch.started > fill.failed_at:
             # Ranges that were under way together fail together: that counts once.
             fill.attempts += 1
-        fill.failed_at = time.monotonic()
-        if fill.attempts >= MOST_ATTEMPTS:
-            fill.attempts = 0
-            fill.fail(verdict.failure)
-            return
-        fill.not_before = fill.failed_at + self.pool.back_off(fill.attempts)
+        fill.failed_at = now
+        if fetch.first_byte is not None:
+            fill.silent_since = None
+        elif fill.silent_since is None:
+            fill.silent_since = fetch.started
+        silence = 0.0 if fill.silent_since is None else now - fill.silent_since
+        if fill.attempts >= MOST_ATTEMPTS or silence >= self.pool.upstream.deadlines.first_byte:
+            fill.attempts, fill.silent_since = 0, None
+            return False
+        fill.not_before = now + self.pool.back_off(fill.attempts)
+        return True
+
+    async def _settle_size(self, fill: Fill, source: BlobSource, failure: FillFailed) -> None:
+        """Answers keep giving another size than the first did: the registry's HEAD decides."""
+        try:
+            size = await self.client.head_blob(source.repository, fill.digest, source.authorization)
+        except RegistryError as error:
+            logger.info("fill: %s: %s", fill.digest, error)
+            size = fill.size
+        if size == fill.size:
+            fill.fail(failure)
+        else:
+            self._around.restart(fill, failure)
 
     def _pause(self, fetch: Fetch, verdict: Judgement) -> None:
         self.figures.paused_seconds += verdict.seconds
         self.pool.throttled(verdict.seconds)
-        if verdict.seconds > LONGEST_WAIT:
+        if verdict.seconds > LONGEST_WAIT or not self._again(fetch):
             fetch.fill.fail(verdict.failure)
-        else:
-            self._again(fetch, verdict)
 
     async def _find_size(
         self, fetch: Fetch, source: BlobSource, outcome: Outcome, verdict: Judgement
     ) -> None:
         fill = fetch.fill
         if fill.size is not None:
-            if fetch.start < fill.size:
-                self._again(fetch, verdict)
+            if fetch.start < fill.size and not self._again(fetch):
+                await self._settle_size(fill, source, verdict.failure)
             return
         fill.no_length = outcome.ending is Ending.NO_LENGTH
         try:

@@ -25,6 +25,7 @@ class Ending(Enum):
     STATUS = "status"
     UNSATISFIABLE = "unsatisfiable"
     NO_LENGTH = "no length"
+    DISPUTED = "disputed"
     CHANGED = "changed"
     PROTOCOL = "protocol"
     NETWORK = "network"

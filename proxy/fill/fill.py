@@ -83,9 +83,7 @@ class Surroundings(Protocol):
     def reserve(self, digest: Digest, files: BlobFiles, extent: int) -> None:
         """Count and reserve an extent's space; called from a connection's thread."""
 
-    def wrote(
-        self, files: BlobFiles, stripe: int, offset: int, length: int, seconds: float
-    ) -> None:
+    def wrote(self, files: BlobFiles, stripe: int, offset: int, length: int) -> None:
         """Count and pace a write; called from a connection's thread."""
 
     def in_thread(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
@@ -134,7 +132,7 @@ class Intake:
                     return refused
             elif size is not None and size != fill.files.geometry.size:
                 return Outcome(
-                    Ending.PROTOCOL,
+                    Ending.DISPUTED,
                     f"the answer is of a blob of {size} bytes, it has {fill.files.geometry.size}",
                 )
             elif etag is not None and fill.etag is not None and etag != fill.etag:
@@ -155,7 +153,8 @@ class Intake:
             known = known or 0
             if size is not None and size != known:
                 return Outcome(
-                    Ending.PROTOCOL, f"the answer has {size} bytes, the blob has {known}"
+                    Ending.DISPUTED if fill.files is not None else Ending.PROTOCOL,
+                    f"the answer has {size} bytes, the blob has {known}",
                 )
             if fill.stream is not None and fill.stream is not fetch:
                 return Outcome(Ending.CUT, "another connection already brings the whole blob")
@@ -195,9 +194,9 @@ class Intake:
                     fill.around.reserve(fill.digest, self.opened_files(), extent)
                     fill.reserved.add(extent)
 
-    def wrote(self, stripe: int, file_offset: int, length: int, seconds: float) -> None:
+    def wrote(self, stripe: int, file_offset: int, length: int) -> None:
         """Count a write; may wait for the disk."""
-        self._fill.around.wrote(self.opened_files(), stripe, file_offset, length, seconds)
+        self._fill.around.wrote(self.opened_files(), stripe, file_offset, length)
 
     def extent_whole(self, extent: int, digest: bytes | None) -> None:
         """Record the extent's BLAKE3, reading it back when several ranges brought it."""
@@ -240,6 +239,8 @@ class Fill:
         self.failure: FillFailed | None = None
         self.attempts = 0
         self.failed_at = 0.0
+        self.silent_since: float | None = None
+        """Since when the upstream has given no answer at all; monotonic seconds."""
         self.not_before = 0.0
         self.no_length = False
         self.etag_ignored = False
@@ -519,6 +520,7 @@ class Fill:
             self.around.quarantine(self, FillFailed("digest", text))
         else:
             self._follow_digest()
+            self._note_busy()
 
     # --- the end ---
 

@@ -5,13 +5,17 @@ connections' threads call.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from headstart.content.digest import Digest
 from headstart.registry.client import RegistryClient
@@ -32,6 +36,8 @@ from proxy.fill.trace import Trace
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TICK_SECONDS = 0.1
 IDLE_TICK_SECONDS = 1.0
 CLOSE_IDLE_SECONDS = 3.0
@@ -40,6 +46,9 @@ TOUCH_SECONDS = 60.0
 SUSPECT_SECONDS = 60.0
 """How long a blob whose digest failed is remembered: a second failure is answered at once."""
 REFUSE_SECONDS = 10.0
+RELEASED_SECONDS = 1.0
+"""How long a fill waits for the disk space of what was evicted for it."""
+HOPELESS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +98,16 @@ class Filler:
         self._suspects: dict[Digest, _Suspect] = {}
         self._changed: set[Digest] = set()
         self._retired: set[Fill] = set()
+        self._room_lock = threading.Lock()
+        self._hopeless_until = 0.0
+        self._syncing: set[Fill] = set()
         self._loop = asyncio.get_running_loop()
         self._trace = Trace()
         self._carriers = ThreadPoolExecutor(8 * MOST_CONNECTIONS, thread_name_prefix="carrier")
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="worker")
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="index")
         self._pumping = False
+        self._stirred = asyncio.Event()
         self.carriages = {
             host: Carriage(
                 Pool(upstream, settings.request_size, reissue=settings.reissue),
@@ -114,7 +127,11 @@ class Filler:
         self._clerk.submit(self._records.fill_account, self.quota)
         while True:
             active = any(fill.wants or fill.fetches for fill in self.fills.values())
-            await asyncio.sleep(TICK_SECONDS if active else IDLE_TICK_SECONDS)
+            self._stirred.clear()
+            with contextlib.suppress(TimeoutError):
+                # A fetch that begins is sampled from then on, not from the next idle tick.
+                async with asyncio.timeout(IDLE_TICK_SECONDS):
+                    await (asyncio.sleep(TICK_SECONDS) if active else self._stirred.wait())
             now = time.monotonic()
             for carriage in self.carriages.values():
                 carriage.pool.tick(now)
@@ -186,6 +203,14 @@ class Filler:
     async def _fill_of(self, digest: Digest, size_hint: int | None) -> tuple[Fill, bool]:
         """The fill, and whether nobody has asked for any of its bytes before."""
         fill = self.fills.get(digest)
+        if fill is not None and fill.files is not None and not fill.files.intact():
+            text = f"{digest}: somebody else changed its files; what still fits is kept"
+            logger.error("cache: %s", text)
+            fill.withdraw(FillFailed("space", text))
+            self._forget(fill)
+            self.quota.forget(digest)
+            self._known.pop(digest, None)
+            fill = None
         if fill is not None:
             return fill, False
         task = self._opening.get(digest)
@@ -218,34 +243,65 @@ class Filler:
     # --- Surroundings, in the connections' threads ---
 
     def create_files(self, digest: Digest, size: int) -> BlobFiles:
-        """Make the files of a blob; a full disk gets room by evicting once."""
-        extent_size = self.settings.extent_size
+        """Make the files of a blob; a full disk gets room by evicting once.
+
+        A stripe that still cannot take them is left out: its extents stay misses.
+        """
+        if size > self.quota.high_water:
+            # It would drive everything else out and still not fit.
+            raise OSError(errno.ENOSPC, f"cache.max_size: {self.quota.high_water} bytes in all")
+        create = partial(BlobFiles.create, self.layout, digest, size, self.settings.extent_size)
         try:
-            return BlobFiles.create(self.layout, digest, size, extent_size)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not full or not self.quota.make_room(digest, extent_size):
-                raise
-            return BlobFiles.create(self.layout, digest, size, extent_size)
+            return self._evicting_once(create, digest, self.settings.extent_size)
+        except OSError:
+            return create(stand_in=True)
 
     def reserve(self, digest: Digest, files: BlobFiles, extent: int) -> None:
         """Count and reserve an extent's space; a full disk gets room by evicting once."""
+        if files.reserved(extent):
+            return
         length = files.geometry.extent_length(extent)
         self.quota.reserve(digest, length)
         try:
-            files.reserve(extent)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not full or not self.quota.make_room(digest, length):
-                self.quota.unreserve(digest, length)
-                raise
-            files.reserve(extent)
+            self._evicting_once(lambda: files.reserve(extent), digest, length)
+        except OSError:
+            self.quota.unreserve(digest, length)
+            raise
 
-    def wrote(
-        self, files: BlobFiles, stripe: int, offset: int, length: int, seconds: float
-    ) -> None:
+    def _evicting_once(self, work: Callable[[], T], digest: Digest, length: int) -> T:
+        """Do what takes ``length`` bytes of disk; a full one gets room by evicting once.
+
+        Where that has not helped somebody else takes the room, and evicting the rest would not
+        either: it is left alone for :data:`HOPELESS_SECONDS`. Raises OSError.
+        """
+        try:
+            return work()
+        except OSError as error:
+            if not _full(error):
+                raise
+        with self._room_lock:
+            try:
+                return work()  # somebody may have made room while this thread waited
+            except OSError:
+                if time.monotonic() < self._hopeless_until:
+                    raise
+                # An object's bytes go round the stripes, and the full one may have few of them.
+                if not self.quota.make_room(digest, length * len(self.layout.stripes)):
+                    raise
+            deadline = time.monotonic() + RELEASED_SECONDS
+            while True:
+                try:
+                    return work()
+                except OSError:
+                    # Until its last reader has closed it, what was evicted keeps its room.
+                    if time.monotonic() > deadline:
+                        self._hopeless_until = time.monotonic() + HOPELESS_SECONDS
+                        raise
+                time.sleep(0.05)
+
+    def wrote(self, files: BlobFiles, stripe: int, offset: int, length: int) -> None:
         """Count and pace a write."""
-        self.pacers[stripe].wrote(files.descriptor(stripe), offset, length, seconds)
+        self.pacers[stripe].wrote(files.descriptor(stripe), offset, length)
 
     # --- Surroundings, on the loop ---
 
@@ -279,6 +335,7 @@ class Filler:
 
     def _pump(self) -> None:
         self._pumping = False
+        self._stirred.set()
         for carriage in self.carriages.values():
             carriage.pump()
 
@@ -296,9 +353,11 @@ class Filler:
         self._suspects.pop(fill.digest, None)
         self._changed.discard(fill.digest)
         self._note(fill)
+        self._syncing.add(fill)
         self.in_thread(files.sync, lambda result: self._synced(fill, result))
 
     def _synced(self, fill: Fill, result: object) -> None:
+        self._syncing.discard(fill)
         if isinstance(result, OSError):
             # The kernel has dropped the pages: what fsync did not write must not be trusted.
             text = f"{fill.digest}: cannot be written to disk: {result.strerror}"
@@ -400,6 +459,8 @@ class Filler:
         found = await self._loop.run_in_executor(self._clerk, self._records.leases)
         for holder, keys in found.items():
             self.quota.lease(holder, [Digest.parse(key) for key in keys])
+        if not self._records.fresh:
+            self.quota.expect(found)
 
     async def record(self, digest: Digest) -> BlobRecord | None:
         """What is remembered of a blob."""
@@ -421,7 +482,7 @@ class Filler:
 
     def _close_idle(self, now: float) -> None:
         for fill in [*self.fills.values(), *self._retired]:
-            if fill.busy or fill.listeners:
+            if fill.busy or fill.listeners or fill in self._syncing:
                 fill.idle_since = now
             elif now - fill.idle_since >= CLOSE_IDLE_SECONDS or fill in self._retired:
                 self._close(fill)
@@ -447,3 +508,8 @@ class Filler:
         for carriage in self.carriages.values():
             carriage.pool.fills.discard(fill)
         self._retired.add(fill)
+
+
+def _full(error: OSError) -> bool:
+    """Whether a disk or a quota of the system has no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

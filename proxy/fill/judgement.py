@@ -16,6 +16,7 @@ class Step(Enum):
     PAUSE = "pause"
     RENEW = "renew the location"
     SIZE = "find out the size"
+    DISPUTE = "again; at last find out whose size is right"
     RESTART = "restart the blob"
     GIVE_UP = "give up"
 
@@ -43,6 +44,8 @@ def judge(outcome: Outcome, host: str, *, at_origin: bool) -> Judgement:
         case Ending.UNSATISFIABLE | Ending.NO_LENGTH:
             text = outcome.text or f"{host} does not say how long the blob is"
             return Judgement(Step.SIZE, FillFailed("protocol", text))
+        case Ending.DISPUTED:
+            return Judgement(Step.DISPUTE, FillFailed("protocol", f"{host}: {text}"))
         case Ending.CHANGED:
             return Judgement(Step.RESTART, FillFailed("upstream", f"{host}: {text}"))
         case Ending.PROTOCOL:

@@ -4,6 +4,7 @@ One pool serves all blobs and layers of its upstream, so that a giant layer uses
 that small ones leave idle. Decisions only; :mod:`proxy.fill.carriage` carries them out.
 """
 
+import collections
 import itertools
 import random
 import statistics
@@ -11,22 +12,27 @@ import time
 from collections.abc import Callable
 
 from headstart.registry.upstream import Upstream
-from headstart.store.geometry import MIB
+from headstart.store.geometry import MIB, UNIT_SIZE
 from headstart.store.wire import PRIORITIES
 from proxy.fill.fetch import Ending, Fetch, Outcome
 from proxy.fill.fill import Fill, Want
 
 START_CONNECTIONS = 8
 MOST_CONNECTIONS = 32
+SMALLEST_RANGE = 8 * MIB
+"""To which bulk ranges shrink at the end: at 60 MB/s 0.14 s, well above a round trip."""
 SMALLEST_SPLIT = MIB
 LOST_BY_A_CUT = 4 * MIB
 """What two sockets may hold of a connection that is cut: the upstream has sent it in vain."""
+RATES_REMEMBERED = 16
 LATE_SHARE = 0.25
 LATE_SAVES_SECONDS = 1.0
 SPLIT_SAVES_SECONDS = 0.3
 WITHOUT_RANGES_SECONDS = 600.0
 """How long an upstream that ignored a range is asked for whole blobs, before ranges are tried."""
 GROW_SECONDS = 1.0
+SETTLED_SECONDS = 60.0
+"""How long the number of connections stays after more brought nothing, or were not welcome."""
 GROWTH_WORTH = 1.08
 
 
@@ -58,7 +64,8 @@ class Pool:
         self._grown_at = clock()
         self._grown_from: float | None = None
         self._measured = (clock(), 0)
-        self._settled = False
+        self._settled_until = 0.0
+        self._rates: collections.deque[float] = collections.deque(maxlen=RATES_REMEMBERED)
         self._ranges_again = 0.0
 
     @property
@@ -71,13 +78,12 @@ class Pool:
         return next(self._orders)
 
     def queued(self) -> int:
-        """How many wants have bytes that no connection has taken yet."""
-        return sum(
-            1
-            for fill in self.fills
-            for want in fill.wants
-            if fill.next_range(want, self.request_size) is not None
-        )
+        """How many blobs have wants for bytes that no connection has taken yet."""
+        return sum(self.lacks(fill) for fill in self.fills)
+
+    def lacks(self, fill: Fill) -> bool:
+        """Whether somebody wants bytes of the blob that no connection has taken yet."""
+        return any(fill.next_range(want, self.request_size) is not None for want in fill.wants)
 
     # --- what goes next ---
 
@@ -95,11 +101,10 @@ class Pool:
             if idle <= 0:
                 victim = self._victim(want, fill, holding)
                 if victim is None:
-                    # The wants that follow are no more urgent.
-                    if want.bulk:
-                        return None
+                    # Those that follow are no more urgent, but a read among them may cut what
+                    # this one may not.
                     continue
-            bounds = fill.next_range(want, self.request_size)
+            bounds = fill.next_range(want, self._range_size())
             if bounds is None:
                 continue
             if victim is not None:
@@ -108,6 +113,24 @@ class Pool:
         if idle > 0 and self.reissue:
             return self._endgame(holding, now)
         return None
+
+    def _range_size(self) -> int:
+        """Bytes of the next bulk range: smaller when less is left than one for each connection.
+
+        Then all connections end together, medium layers use all of them, and the digest, which
+        follows in order, has little left to do behind the last byte.
+        """
+        size = self.request_size
+        if not self.reissue:
+            return size
+        left = sum(
+            fill.table.unclaimed_bytes()
+            for fill in self.fills
+            if fill.wants and fill.table is not None
+        )
+        while left < size * self.limit and size >= 2 * SMALLEST_RANGE and size % 2 == 0:
+            size //= 2
+        return size
 
     def _fetch(self, fill: Fill, start: int, stop: int, *, bulk: bool, priority: int) -> Fetch:
         fetch = Fetch(fill, start, stop, bulk=bulk, priority=priority, order=self.next_order())
@@ -163,7 +186,11 @@ class Pool:
         rate = largest.rate() or self.typical_rate
         if rate is None or largest.remaining / max(rate, 1.0) < SPLIT_SAVES_SECONDS:
             return None
-        if not largest.fill.may_waste(LOST_BY_A_CUT):
+        if largest.remaining < 2 * (SMALLEST_SPLIT + UNIT_SIZE):
+            return None
+        saves = largest.remaining / max(rate, 1.0) / 2
+        least = 2 if saves > LATE_SAVES_SECONDS else 0
+        if not largest.fill.may_waste(LOST_BY_A_CUT, least):
             return None
         taken = largest.split(SMALLEST_SPLIT)
         if taken is None:
@@ -183,6 +210,7 @@ class Pool:
             rate = fetch.rate()
             if rate is not None and fetch.bulk:
                 rates.append(rate)
+        rates.extend(self._rates)
         if len(rates) >= 3:
             self.typical_rate = statistics.median(rates)
         if self.reissue:
@@ -219,7 +247,7 @@ class Pool:
     def _reissue_late(self, now: float) -> None:
         """Cut the ranges that are far behind their peers; the rest is asked for afresh."""
         typical = self.typical_rate
-        if typical is None:
+        if not typical:
             return
         for fetch in self.holding:
             rate = fetch.rate()
@@ -237,7 +265,7 @@ class Pool:
         received = self.received + sum(fetch.received for fetch in self.active)
         rate = (received - before) / (now - since)
         self._measured = (now, received)
-        if self._fixed or self._settled or len(self.holding) < self.limit:
+        if self._fixed or now < self._settled_until or len(self.holding) < self.limit:
             self._grown_from = None
             return
         if self._grown_from is None or rate >= self._grown_from * GROWTH_WORTH:
@@ -245,7 +273,7 @@ class Pool:
             self.limit = min(MOST_CONNECTIONS, self.limit + 2)
         else:
             self.limit = max(START_CONNECTIONS, self.limit - 2)
-            self._settled = True
+            self._settled_until = now + SETTLED_SECONDS
 
     # --- what the upstream says ---
 
@@ -257,14 +285,21 @@ class Pool:
     def ended(self, fetch: Fetch) -> None:
         """A connection is free again."""
         self.active.discard(fetch)
+        if fetch.bulk and fetch.first_byte is not None and fetch.received >= MIB:
+            # Fast ranges end before a tick has seen two samples of them.
+            seconds = self._clock() - fetch.first_byte
+            self._rates.append(fetch.received / max(seconds, 0.001))
         self.received += fetch.received
 
     def throttled(self, seconds: float) -> None:
         """The upstream asked for a pause: all wait, and come back with fewer connections."""
-        self.paused_until = max(self.paused_until, self._clock() + seconds)
-        self.limit = max(1, self.limit // 2)
-        self._settled = True
+        now = self._clock()
+        if now >= self.paused_until:
+            # Ranges that are refused together are one refusal.
+            self.limit = max(1, self.limit // 2)
+        self.paused_until = max(self.paused_until, now + seconds)
+        self._settled_until = self.paused_until + SETTLED_SECONDS
 
     def back_off(self, attempts: int) -> float:
         """Seconds before the next try of a blob, with jitter."""
-        return float(min(5.0, 0.1 * 2**attempts) * random.uniform(0.5, 1.5))
+        return float(min(5.0, 0.1 * 2 ** min(attempts, 16)) * random.uniform(0.5, 1.5))

@@ -63,7 +63,10 @@ async def _serve(configuration: Configuration, layout: Layout, index: Index) -> 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        # Started with SIGINT ignored, as the launcher does it, the terminal's Ctrl-C is not for us:
+        # pulls that drain still need their bytes.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)
     upstreams = configuration.upstreams()
     clients = {host: RegistryClient(upstream) for host, upstream in upstreams.items()}
     filler = _filler(configuration, layout, index, clients)

@@ -53,6 +53,7 @@ class Quota:
         self.evicted_objects = 0
         self.evicted_bytes = 0
         self._evict_from = time.monotonic() + grace_seconds
+        self._unreconciled: set[str] = set()
 
     @property
     def total(self) -> int:
@@ -100,6 +101,9 @@ class Quota:
                     return
                 entry = self._entries[digest] = Entry(0, time.time())
             entry.busy = max(0, entry.busy + change)
+            if not entry.busy and not entry.allocated and not entry.pinned:
+                # Nothing has come of it: whoever asks for what no upstream has leaves no trace.
+                del self._entries[digest]
 
     def lease(self, holder: str, digests: Iterable[Digest]) -> None:
         """Replace what a holder has leased."""
@@ -188,9 +192,20 @@ class Quota:
         self.forget(digest)
         return allocated
 
-    def reconciled(self) -> None:
-        """All lease holders have said what they hold: eviction may start."""
-        self._evict_from = 0.0
+    def expect(self, holders: Iterable[str]) -> None:
+        """Whose leases are known from before this start; with none eviction may start at once."""
+        with self._lock:
+            self._unreconciled = set(holders)
+            if not self._unreconciled:
+                self._evict_from = 0.0
+
+    def reconciled(self, holder: str) -> None:
+        """A holder has said what it holds; after the last one eviction may start."""
+        with self._lock:
+            if holder in self._unreconciled:
+                self._unreconciled.discard(holder)
+                if not self._unreconciled:
+                    self._evict_from = 0.0
 
     def snapshot(self) -> list[tuple[Digest, Entry]]:
         """All entries, for listings."""

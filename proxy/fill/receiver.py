@@ -18,6 +18,8 @@ from proxy.fill.fetch import Ending, Fetch, Outcome
 
 BUFFER_SIZE = MIB
 FLUSH_SECONDS = 0.02
+LONGEST_LENGTH = 18
+"""Digits of a Content-Length; with more it would not fit into a file offset."""
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -34,9 +36,11 @@ class Head:
         return values[0] if values else None
 
     def length(self) -> int | None:
-        """Content-Length, or None when it is absent or no number."""
+        """Content-Length, or None when it is absent or no number that a size can be."""
         text = self.first("content-length")
-        return int(text) if text is not None and text.isdecimal() else None
+        if text is None or not text.isdecimal() or len(text) > LONGEST_LENGTH:
+            return None
+        return int(text)
 
 
 class Admission(Protocol):
@@ -54,7 +58,7 @@ class Admission(Protocol):
     def reserve(self, extent: int) -> None:
         """Reserve the extent's space. Raises OSError."""
 
-    def wrote(self, stripe: int, file_offset: int, length: int, seconds: float) -> None:
+    def wrote(self, stripe: int, file_offset: int, length: int) -> None:
         """Count a write; may pace it."""
 
     def extent_whole(self, extent: int, digest: bytes | None) -> None:
@@ -97,10 +101,14 @@ class RangeReceiver:
         self.outcome = self._judge(head)
         if self.outcome is None:
             self._files = self._admission.opened_files()
-            if not fetch.stream:
-                self._requested_stop = min(self._requested_stop, self._files.geometry.size)
+            if fetch.stream:
+                self._requested_stop = self._files.geometry.size
+            else:
+                size = self._files.geometry.size
+                self._requested_stop = min(self._requested_stop, size)
                 with fetch.lock:
-                    fetch.stop = min(fetch.stop, self._requested_stop)
+                    # Not to where the answer ends: what it leaves out stays this fetch's to release.
+                    fetch.stop = min(fetch.stop, size)
             self._position = fetch.start
         return self.outcome is None
 
@@ -174,7 +182,7 @@ class RangeReceiver:
             return False
         fetch.received += len(received)
         if self._position + self._filled + len(received) > self._requested_stop:
-            if not self._cut():
+            if self._cut():
                 self.outcome = Outcome(
                     Ending.PROTOCOL, f"the body is longer than declared ({self._requested_stop})"
                 )
@@ -229,6 +237,8 @@ class RangeReceiver:
             return failure
         if self._files is None:
             return Outcome(Ending.NETWORK, "the answer ended before its head")
+        if self._position >= self._requested_stop and fetch.received >= UNIT_SIZE:
+            return Outcome(Ending.CUT, "the upstream answered with less than it was asked for")
         return Outcome(
             Ending.NETWORK,
             f"the body ended at byte {self._position}, declared were {self._requested_stop}",
@@ -248,6 +258,12 @@ class RangeReceiver:
         done = start
         while done < stop:
             piece_stop = min(stop, (done // extent_size + 1) * extent_size)
+            if fetch.stream and (here := files.map.available(done, piece_stop - done)):
+                # Readers and the digest have had them: a stream must not put others in their place.
+                done += here
+                with fetch.lock:
+                    fetch.committed = done
+                continue
             self._write(files, done, self._buffer[done - start : piece_stop - start])
             done = piece_stop
         self._filled = 0
@@ -262,9 +278,7 @@ class RangeReceiver:
         extent = start // extent_size
         stop = start + len(payload)
         self._admission.reserve(extent)
-        begun = time.monotonic()
         files.write(start, payload)
-        seconds = time.monotonic() - begun
         if start == extent * extent_size:
             self._hasher, self._hashed_to = blake3(), start
         hashed = self._hasher is not None and self._hashed_to == start
@@ -284,4 +298,4 @@ class RangeReceiver:
             digest = self._hasher.digest() if mine and self._hasher is not None else None
             self._admission.extent_whole(number, digest)
         stripe, file_offset = files.geometry.place(start)
-        self._admission.wrote(stripe, file_offset, len(payload), seconds)
+        self._admission.wrote(stripe, file_offset, len(payload))

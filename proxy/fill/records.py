@@ -22,6 +22,7 @@ from proxy.fill.quota import Quota
 logger = logging.getLogger(__name__)
 
 KIND = "blob"
+ACCOUNT = "account"
 LEASES = "lease"
 
 
@@ -69,6 +70,8 @@ class BlobRecords:
         """``layout`` is where files are looked for when the index is new."""
         self._index = index
         self._layout = layout
+        # Written last: a process that was killed while it read the files has them read again.
+        self.fresh = index.fresh or index.get(ACCOUNT, "complete") is None
 
     def get(self, digest: Digest) -> BlobRecord | None:
         """The record of a blob."""
@@ -100,12 +103,16 @@ class BlobRecords:
 
     def fill_account(self, quota: Quota) -> None:
         """Enter every blob into the account: from the index, or from the files if that is new."""
-        entries = self._from_files() if self._index.fresh else self._from_index()
+        entries = self._from_files() if self.fresh else self._from_index()
         count = 0
         for digest, record in entries:
             quota.account(digest, record.allocated, record.used_at, pinned=record.pinned)
             count += 1
         logger.info("cache: %d blobs, %d bytes", count, quota.total)
+        if self.fresh:
+            self._index.put(ACCOUNT, "complete", {})
+            if count == 0:
+                quota.expect(())
 
     def _from_index(self) -> Iterator[tuple[Digest, BlobRecord]]:
         for name, stored in self._index.items(KIND):
@@ -118,13 +125,21 @@ class BlobRecords:
         logger.warning("index: new; the blobs are entered from their files")
         for digest in sorted(self._digests_on_disk()):
             record = self._read_files(digest)
+            known = self.get(digest)
+            if known is not None:
+                record.vouched, record.pinned = known.vouched, known.pinned
             self.put(digest, record)
             yield digest, record
 
     def _digests_on_disk(self) -> set[Digest]:
         found: set[Digest] = set()
         for stripe in self._layout.stripes:
-            for path in (stripe / "blobs").glob("*/*/*.map"):
+            try:
+                paths = list((stripe / "blobs").glob("*/*/*.map"))
+            except OSError as error:
+                logger.warning("cache: %s cannot be read: %s", stripe, error.strerror)
+                continue
+            for path in paths:
                 try:
                     found.add(Digest.parse(f"{path.parts[-3]}:{path.stem}"))
                 except InvalidInput:

@@ -4,6 +4,7 @@ libcurl was measured against httpx, aiohttp and raw sockets: it is the fastest o
 to raw sockets on plain HTTP. Redirects, credentials and retries are decided elsewhere.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -77,6 +78,19 @@ class _Carrier:
         self.connection: socket.socket | None = None
         self.used = time.monotonic()
 
+    def hang_up(self) -> None:
+        """Close our copy of the socket: libcurl's own is another descriptor of the connection."""
+        if self.connection is not None:
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+            self.connection.close()
+            self.connection = None
+
+    def close(self) -> None:
+        """Close handle and connection."""
+        self.handle.close()
+        self.hang_up()
+
 
 class CurlSource:
     """Reused easy handles, at most as many as requests run at once."""
@@ -106,14 +120,14 @@ class CurlSource:
             old = [carrier for carrier in self._idle if carrier.used < limit]
             self._idle = [carrier for carrier in self._idle if carrier.used >= limit]
         for carrier in old:
-            carrier.handle.close()
+            carrier.close()
 
     def close(self) -> None:
         """Close all idle handles."""
         with self._lock:
             idle, self._idle = self._idle, []
         for carrier in idle:
-            carrier.handle.close()
+            carrier.close()
 
 
 class _Transfer:
@@ -146,6 +160,10 @@ class _Transfer:
             handle.perform()
         except pycurl.error as error:
             failure = self._failure(*error.args)
+        if failure is not None or (self._head.first("connection") or "").lower() == "close":
+            # Else the upstream goes on sending an answer that we have turned down.
+            self._fetch.attach(None)
+            self._carrier.hang_up()
         return self._receiver.finished(failure)
 
     def _prepare(self, handle: pycurl.Curl) -> None:

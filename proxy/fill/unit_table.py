@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from headstart.store.extent_map import BlobMap
+from headstart.store.extent_map import STATE_UNCHECKED, BlobMap
 from headstart.store.geometry import UNIT_SIZE, Geometry
 
 
@@ -24,7 +24,7 @@ class UnitTable:
         unchecked: list[int] = []
         for extent in range(self.geometry.extents):
             stripe, record = blob_map.locate(extent)
-            if stripe.state(record) & 2:
+            if stripe.state(record) & STATE_UNCHECKED:
                 self._claimed[extent] = self._full[extent]
                 unchecked.append(extent)
                 continue
@@ -37,8 +37,8 @@ class UnitTable:
         watermark = stripe.watermark(record)
         length = self.geometry.extent_length(extent)
         whole = self._full[extent] if watermark >= length else (1 << watermark // UNIT_SIZE) - 1
+        self.forget(extent)
         self._present[extent] = (whole | stripe.bits(record)) & self._full[extent]
-        self._claimed[extent] = 0
         base = extent * self.geometry.extent_size
         if watermark % UNIT_SIZE and watermark < length:
             self._resume[(base + watermark) // UNIT_SIZE] = base + watermark
@@ -80,9 +80,12 @@ class UnitTable:
                 del self._resume[unit]
 
     def forget(self, extent: int) -> None:
-        """Make an extent a miss."""
+        """Make an extent a miss, the beginnings of its units too."""
         self._present[extent] = 0
         self._claimed[extent] = 0
+        per = self.geometry.units_per_extent
+        for unit in [unit for unit in self._resume if unit // per == extent]:
+            del self._resume[unit]
 
     def holds(self, start: int, stop: int) -> bool:
         """Whether every unit that covers these bytes is here."""
@@ -104,6 +107,14 @@ class UnitTable:
     def complete(self) -> bool:
         """Whether every unit is here."""
         return self._present == self._full
+
+    def unclaimed_bytes(self) -> int:
+        """Bytes of the units that are neither here nor on their way."""
+        free = sum(
+            (full & ~(present | claimed)).bit_count()
+            for full, present, claimed in zip(self._full, self._present, self._claimed, strict=True)
+        )
+        return min(self.geometry.size, free * UNIT_SIZE)
 
     def missing_bytes(self) -> int:
         """Bytes of the units that are not here."""

@@ -32,13 +32,11 @@ class Arrivals:
         filler: FillClient,
         handle: OpenBlob,
         waited: Callable[[float], None],
-        absence_seconds: float = ABSENCE_SECONDS,
     ) -> None:
         """For one answer."""
         self._filler = filler
         self._handle = handle
         self._waited = waited
-        self._absence_seconds = absence_seconds
 
     async def bytes_at(self, want: Want, position: int, limit: int) -> int:
         """How many bytes from ``position`` on are here, at least 1 and at most ``limit``.
@@ -71,9 +69,9 @@ class Arrivals:
                 except TimeoutError:
                     if self._filler.connected:
                         seen = now()
-                    elif now() - seen > self._absence_seconds:
+                    elif now() - seen > ABSENCE_SECONDS:
                         raise FillerUnreachable(
-                            f"the filler has been away for {self._absence_seconds:g} s"
+                            f"the filler has been away for {ABSENCE_SECONDS:g} s"
                         ) from None
         finally:
             self._waited(now() - began)

@@ -97,7 +97,7 @@ BY_FILL_CODE: dict[str, Kind] = {
     "deadline": _DOWN,
     "space": _DOWN,
     "upstream": _DOWN,
-    "refused": _DOWN,
+    "refused": _WRONG,
     "digest": _WRONG,
     "protocol": _WRONG,
 }

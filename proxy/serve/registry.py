@@ -40,6 +40,9 @@ _UNKNOWN_CODES = {
 _EMPTY_INDEX = json.dumps(
     {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}, separators=(",", ":")
 ).encode()
+_NOBODY = "Basic Og=="
+"""Empty user name, empty password: skopeo and its kind send it where they have none."""
+
 _LINK = re.compile(r"<[^<>?]*(?:\?([^<>]*))?>")
 
 
@@ -52,6 +55,10 @@ class RegistryApplication:
         self._blobs = BlobAnswers(services)
         self._upstreams = services.upstreams
         self._default = services.configuration.mirror.default_upstream
+        self._greeting: Fields = [(b"content-type", JSON)]
+        if any(upstream.access == "passthrough" for upstream in services.upstreams.values()):
+            # podman, buildah and skopeo send credentials only in the scheme that they see here.
+            self._greeting.append((b"www-authenticate", b'Basic realm="headstart"'))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -61,7 +68,7 @@ class RegistryApplication:
             if request.method not in ("GET", "HEAD"):
                 raise MethodRefused(f"{request.method}: this mirror is for pulling only")
             if request.path in (PREFIX, PREFIX[:-1]):
-                await request.answer(200, [(b"content-type", JSON)], b"{}")
+                await request.answer(200, self._greeting, b"{}")
                 return
             route = find_route(request.path, request.query, self._upstreams, self._default)
             unknown = _UNKNOWN_CODES[route.kind]
@@ -77,6 +84,8 @@ class RegistryApplication:
         authorization = None
         if upstream.access == "passthrough":
             authorization = request.fields.get(b"authorization")
+            if authorization == _NOBODY:
+                authorization = None
         try:
             if route.kind == "blobs" and isinstance(route.reference, Digest):
                 ask = BlobAsk(request, upstream, route.repository, route.reference, authorization)

@@ -138,7 +138,7 @@ def test_the_verdict_comes_from_the_figures_of_the_pulls_own_time() -> None:
             uptime_seconds=1000.0 + ticks,
             cores=2,
             upstreams={HOST: UpstreamFigures(active=5, limit=8, received=ticks * MIB)},
-            stripes=(StripeFigures("/cache0", "8:0", ticks * MIB, 500.0 + ticks),),
+            stripes=(StripeFigures("/cache0", "8:0", (5000 + ticks) * MIB, 500.0 + ticks),),
         )
 
     async def test() -> None:
@@ -153,6 +153,26 @@ def test_the_verdict_comes_from_the_figures_of_the_pulls_own_time() -> None:
             written = re.match(r"([\d.]+) MiB/s", pull["evidence"])
             assert written is not None
             assert 1 <= float(written[1]) <= 20
+
+    run(test)
+
+
+def test_requests_too_short_to_be_seen_open_count_too() -> None:
+    ticks = 0
+
+    async def figures() -> Figures | None:
+        nonlocal ticks
+        ticks += 1
+        upstream = UpstreamFigures(active=1, limit=8, received=ticks * 10_000_000)
+        return Figures(uptime_seconds=1000.0 + ticks, cores=2, upstreams={HOST: upstream})
+
+    async def test() -> None:
+        async with PullBook(figures, idle_seconds=0.8) as pulls:
+            for _ in range(3):
+                serve_layer(pulls, from_cache=False)
+                await asyncio.sleep(0.35)
+            (pull,) = await ended(pulls)
+            assert re.match(r"[1-9]\d* MB/s from registry\.example", pull["evidence"])
 
     run(test)
 
@@ -203,9 +223,7 @@ def test_books_stay_small() -> None:
                 serve_layer(pulls, f"client-{number}")
             assert pulls.running == MOST_RUNNING
             assert pulls.sent_bytes == ((MOST_RUNNING + 50) * LAYER.size, 0)
-            while pulls.running:
-                await asyncio.sleep(0.05)
-            assert len(await ended(pulls)) == MOST_RECENT
+            assert len(await ended(pulls, MOST_RECENT)) == MOST_RECENT
             assert pulls.sent_bytes == ((MOST_RUNNING + 50) * LAYER.size, 0)
 
     run(test)

@@ -5,17 +5,23 @@ reach the next test, so each test takes an upstream of its own.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from tests.doubles.scripted_upstream import ScriptedUpstream
+from tests.doubles.scripted_upstream import OCI_MANIFEST, Rule, ScriptedUpstream
 from tests.faults.reading import Reply, read
 from tests.parts.mirror import Mirror, upstream_at
 from tests.parts.pattern import Pattern
 
 MIB = 1024 * 1024
 REPOSITORY = "team/app"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 CONNECT_SECONDS, FIRST_BYTE_SECONDS, STALL_SECONDS = 1.0, 2.0, 2.0
 
@@ -32,9 +38,32 @@ FETCH: dict[str, object] = {
 """Several ranges even of a small blob, and waits that a test can afford."""
 
 
-def payload(size: int, seed: int = 0) -> bytes:
-    """The bytes of a blob; no two runs of 4 KiB are equal."""
-    return Pattern(size, seed).read(0, size)
+_seeds = itertools.count()
+
+
+def new_content(size: int) -> bytes:
+    """The bytes of a blob that no mirror has seen; no two runs of 4 KiB are equal."""
+    return Pattern(size, next(_seeds)).read(0, size)
+
+
+def make_manifest(*layers: bytes) -> bytes:
+    """An image's manifest that no mirror has seen; of its config nobody has the bytes."""
+    config = new_content(1024)
+    described = [
+        {
+            "mediaType": media_type,
+            "digest": f"sha256:{hashlib.sha256(content).hexdigest()}",
+            "size": len(content),
+        }
+        for media_type, content in [(OCI_CONFIG, config), *((OCI_LAYER, one) for one in layers)]
+    ]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": described[0],
+        "layers": described[1:],
+    }
+    return json.dumps(manifest).encode()
 
 
 class Setting:
@@ -106,6 +135,26 @@ def pulls(setting: Setting, host: str, digest: str, content: bytes) -> None:
     assert reply.fields["docker-content-digest"] == digest
 
 
+def pulls_soon(setting: Setting, host: str, digest: str, content: bytes) -> None:
+    """A pull that gives the right bytes, at the second try at the latest."""
+    if not right_or_error(setting.blob(host, digest), content):
+        pulls(setting, host, digest, content)
+
+
+def of_blobs(**what: Any) -> Rule:
+    """A rule for GET of blobs."""
+    return Rule(method="GET", path="/blobs/|^/signed/", **what)
+
+
+def scripted(setting: Setting, content: bytes, *rules: Rule) -> tuple[ScriptedUpstream, str]:
+    """A fresh upstream that has ``content`` and behaves as the rules say; and the digest."""
+    upstream = setting.upstream()
+    digest = upstream.add_blob(REPOSITORY, content)
+    for rule in rules:
+        upstream.add_rule(rule)
+    return upstream, digest
+
+
 @contextlib.contextmanager
 def running_setting(
     directory: Path,
@@ -115,10 +164,11 @@ def running_setting(
     fetch: Mapping[str, object] | None = None,
     settings: Mapping[str, Mapping[str, object]] | None = None,
     environment: Mapping[str, str] | None = None,
+    stripes: Sequence[Path] = (),
 ) -> Iterator[Setting]:
     """A mirror of ``fresh`` upstreams and of ``more`` (host to keys of the configuration).
 
-    ``fetch`` replaces keys of :data:`FETCH`, ``settings`` adds sections.
+    ``fetch`` replaces keys of :data:`FETCH`, ``settings`` adds sections; ``stripes`` as in Mirror.
     """
     with contextlib.ExitStack() as stack:
         upstreams = [stack.enter_context(ScriptedUpstream()) for _ in range(fresh)]
@@ -128,6 +178,7 @@ def running_setting(
             {**hosts, **(more or {})},
             settings={**(settings or {}), "fetch": {**FETCH, **(fetch or {})}},
             environment=environment,
+            stripes=stripes,
         )
         stack.enter_context(mirror)
         yield Setting(mirror, upstreams)

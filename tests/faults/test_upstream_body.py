@@ -4,26 +4,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.doubles.scripted_upstream import Rule, ScriptedUpstream
+from tests.doubles.scripted_upstream import ScriptedUpstream
 from tests.faults.reading import End, Reply
-from tests.faults.setting import MIB, REPOSITORY, Setting, payload, pulls, right_or_error
+from tests.faults.setting import (
+    MIB,
+    REPOSITORY,
+    Setting,
+    new_content,
+    of_blobs,
+    pulls,
+    pulls_soon,
+    right_or_error,
+    scripted,
+)
 
 SIZE = 3 * MIB + 12_345
 PATIENCE = 30.0
-
-
-def scripted(setting: Setting, content: bytes, *rules: Rule) -> tuple[ScriptedUpstream, str]:
-    """A fresh upstream that has ``content`` and behaves as the rules say."""
-    upstream = setting.upstream()
-    digest = upstream.add_blob(REPOSITORY, content)
-    for rule in rules:
-        upstream.add_rule(rule)
-    return upstream, digest
-
-
-def of_blobs(**what: object) -> Rule:
-    """A rule for GET of blobs."""
-    return Rule(method="GET", path="/blobs/", **what)  # type: ignore[arg-type]
 
 
 # --- 1, 2: the connection breaks ---
@@ -31,8 +27,8 @@ def of_blobs(**what: object) -> Rule:
 
 def test_f01_upstream_closes_early_and_the_range_goes_on_where_it_broke(setting: Setting) -> None:
     size = MIB - 7
-    for number, stop in enumerate((1024, 70_000, 300_001, size - 1)):
-        content = payload(size, seed=number)
+    for stop in (1024, 70_000, 300_001, size - 1):
+        content = new_content(size)
         upstream, digest = scripted(setting, content, of_blobs(times=1, close_after=stop))
         reply = setting.blob(upstream.host, digest)
         assert right_or_error(reply, content) and reply.complete, reply
@@ -42,14 +38,14 @@ def test_f01_upstream_closes_early_and_the_range_goes_on_where_it_broke(setting:
 
 
 def test_f01_resets_in_every_range_still_give_the_whole_blob(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     rule = of_blobs(times=8, close_after=400_000, reset=True)
     upstream, digest = scripted(setting, content, rule)
     pulls(setting, upstream.host, digest, content)
 
 
 def test_f02_retries_exhausted_reset_the_client_and_then_are_an_error(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     upstream, digest = scripted(
         setting, content, of_blobs(times=1, close_after=300_000), of_blobs(close_before_answer=True)
     )
@@ -67,7 +63,7 @@ def test_f02_retries_exhausted_reset_the_client_and_then_are_an_error(setting: S
 
 
 def test_f03_whole_answers_to_ranges_are_used_once_and_remembered(setting: Setting) -> None:
-    first, second, third = (payload(SIZE, seed) for seed in range(3))
+    first, second, third = (new_content(SIZE) for _ in range(3))
     upstream, digest = scripted(setting, first, of_blobs(ignore_range=True))
     pulls(setting, upstream.host, digest, first)
     assert len(upstream.blob_requests()) == 1
@@ -90,7 +86,7 @@ def test_f03_whole_answers_to_ranges_are_used_once_and_remembered(setting: Setti
 
 
 def test_f03_ranges_that_stop_in_mid_blob_cost_one_stream(setting: Setting) -> None:
-    content = payload(8 * MIB)
+    content = new_content(8 * MIB)
     upstream, digest = scripted(setting, content)
     assert setting.blob(upstream.host, digest, "0-9").complete
     upstream.forget_requests()
@@ -101,10 +97,10 @@ def test_f03_ranges_that_stop_in_mid_blob_cost_one_stream(setting: Setting) -> N
 
 
 def test_f03_a_small_blob_sent_whole_says_nothing_about_ranges(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     upstream, digest = scripted(setting, content, of_blobs(times=1, ignore_range=True))
-    small = upstream.add_blob(REPOSITORY, b"{}")
-    pulls(setting, upstream.host, small, b"{}")
+    little = new_content(100)
+    pulls(setting, upstream.host, upstream.add_blob(REPOSITORY, little), little)
     upstream.forget_requests()
     pulls(setting, upstream.host, digest, content)
     assert len(upstream.blob_requests()) == 4, "it goes on to be asked for ranges"
@@ -123,7 +119,7 @@ WRONG = {
 def test_f04_f05_f06_wrong_206_is_rejected_and_asked_for_again(
     setting: Setting, wrong: dict[str, object]
 ) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     upstream, digest = scripted(setting, content, of_blobs(skip=1, times=2, **wrong))
     pulls(setting, upstream.host, digest, content)
     assert len(upstream.blob_requests()) > 4
@@ -133,26 +129,18 @@ def test_f04_f05_f06_wrong_206_is_rejected_and_asked_for_again(
 def test_f04_f05_f06_wrong_206_each_time_is_502(
     setting: Setting, wrong: dict[str, object]
 ) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     upstream, digest = scripted(setting, content)
     assert setting.blob(upstream.host, digest, "0-9").complete
     upstream.add_rule(of_blobs(**wrong))
     reply = setting.blob(upstream.host, digest, "2000000-2000009", patience=PATIENCE)
     assert reply.status == 502, reply
     upstream.clear_rules()
-    pulls_soon(setting, upstream, digest, content)
-
-
-def pulls_soon(
-    setting: Setting, upstream: ScriptedUpstream, digest: str, content: bytes
-) -> None:
-    """A pull that gives the right bytes, at the second try at the latest."""
-    if not right_or_error(setting.blob(upstream.host, digest), content):
-        pulls(setting, upstream.host, digest, content)
+    pulls_soon(setting, upstream.host, digest, content)
 
 
 def test_f04_wrong_start_of_the_first_answer_is_502(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     upstream, digest = scripted(setting, content, of_blobs(range_shift=1000))
     assert setting.blob(upstream.host, digest, patience=PATIENCE).status == 502
     upstream.clear_rules()
@@ -160,14 +148,14 @@ def test_f04_wrong_start_of_the_first_answer_is_502(setting: Setting) -> None:
 
 
 def test_f05_wrong_total_of_the_first_answer_does_not_stay(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     upstream, digest = scripted(setting, content, of_blobs(times=1, range_total=SIZE + 1000))
     right_or_error(setting.blob(upstream.host, digest, patience=PATIENCE), content)
     pulls(setting, upstream.host, digest, content)
 
 
 def test_f06_missing_content_range_of_the_first_answer_is_502(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     upstream, digest = scripted(setting, content, of_blobs(without_content_range=True))
     assert setting.blob(upstream.host, digest, patience=PATIENCE).status == 502
     upstream.clear_rules()
@@ -178,7 +166,7 @@ def test_f06_missing_content_range_of_the_first_answer_is_502(setting: Setting) 
 
 
 def test_f07_chunked_answers_are_accepted_when_size_and_digest_match(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     for whole in (False, True):
         rule = of_blobs(chunked=True, ignore_range=whole)
         upstream, digest = scripted(setting, content, rule)
@@ -186,7 +174,7 @@ def test_f07_chunked_answers_are_accepted_when_size_and_digest_match(setting: Se
 
 
 def test_f07_chunked_body_of_another_size_or_content_is_refused(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     others = (content[:-5], content[:-5] + b"other", content + b"more")
     tries = [
         scripted(setting, content, of_blobs(chunked=True, ignore_range=True, payload=other))
@@ -205,7 +193,7 @@ def test_f07_chunked_body_of_another_size_or_content_is_refused(setting: Setting
 
 
 def test_f08_close_delimited_truncation_is_never_committed(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     rule = of_blobs(ignore_range=True, close_delimited=True, close_after=SIZE - 1)
     upstream, digest = scripted(setting, content, rule)
     assert not right_or_error(setting.blob(upstream.host, digest, patience=PATIENCE), content)
@@ -216,7 +204,7 @@ def test_f08_close_delimited_truncation_is_never_committed(setting: Setting) -> 
 
 
 def test_f08_close_delimited_ranges_are_resumed(setting: Setting) -> None:
-    content = payload(SIZE)
+    content = new_content(SIZE)
     rule = of_blobs(times=3, close_delimited=True, close_after=500_000)
     upstream, digest = scripted(setting, content, rule)
     pulls(setting, upstream.host, digest, content)

@@ -1,6 +1,7 @@
 """Headstart itself: `headstart serve` with a configuration of its own, as users run it."""
 
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,17 @@ from typing import Any
 
 import yaml
 
+from tests.doubles.certificates import ServerCertificate
 from tests.parts.processes import tree
 from tests.parts.server import TcpServer
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# Whether the certificate is the right one is for the clients to say.
+_any_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_any_certificate.check_hostname = False
+_any_certificate.verify_mode = ssl.CERT_NONE
+_direct = urllib.request.build_opener(
+    urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_any_certificate)
+)
 
 
 def upstream_at(url: str, **more: object) -> dict[str, object]:
@@ -37,13 +45,14 @@ class Mirror(TcpServer):
         stripes: Sequence[Path] = (),
         settings: Mapping[str, Mapping[str, object]] | None = None,
         environment: Mapping[str, str] | None = None,
-        scheme: str = "http",
+        tls: ServerCertificate | None = None,
     ) -> None:
-        super().__init__(directory, "headstart", scheme)
+        super().__init__(directory, "headstart", "http" if tls is None else "https")
         self.upstreams = upstreams
         self.stripes = tuple(stripes) or (directory / "cache",)
         self.settings = settings or {}
         self._environment = environment or {}
+        self._tls = tls
 
     def configuration(self) -> dict[str, Any]:
         """The sections of the configuration file."""
@@ -54,6 +63,9 @@ class Mirror(TcpServer):
             "default_upstream": first,
             **sections.get("mirror", {}),
         }
+        if self._tls is not None:
+            keys = {"certificate": str(self._tls.certificate), "key": str(self._tls.key)}
+            sections["mirror"]["tls"] = keys
         sections["cache"] = {
             "stripes": [{"path": str(path)} for path in self.stripes],
             **sections.get("cache", {}),

@@ -13,7 +13,7 @@ from tests.parts.fixtures import MakeClient
 from tests.parts.images import Image, push
 from tests.parts.mirror import Mirror, upstream_at
 from tests.parts.registry import Registry
-from tests.pulls.upstreams import AWAY, Mirrored, mirror_url_for
+from tests.pulls.upstreams import AWAY, HOST, Mirrored, mirror_url_for
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SHIPPED_ADDRESS = "127.0.0.1:5050"
@@ -110,14 +110,15 @@ def test_an_unlisted_registry_is_refused_and_asked_directly(
     client.use_mirror(unlisted, registry.url, mirror_url_for(client, plain.mirror, unlisted))
     wanted = Arrived.whole(small_image.platform())
     assert client.pull(f"{unlisted}/{REPOSITORY}:v1") == wanted
-    assert plain.upstream.front.accesses() == []
+    # Without ?ns= it could be a repository of the default upstream, which does not have it.
+    assert {access.status for access in plain.upstream.front.accesses()} <= {404}
 
 
+@pytest.mark.parametrize("name", ["skopeo", "podman", "buildah"])
 def test_clients_that_name_no_registry_get_the_default_upstream(
-    plain: Mirrored, client: Client, small_image: Image
+    plain: Mirrored, make_client: MakeClient, name: str, small_image: Image
 ) -> None:
-    if client.name == "ctr":
-        pytest.skip("containerd always names the registry")
     reference = plain.push(small_image, f"{REPOSITORY}:v1")
-    client.use_mirror(reference.partition("/")[0], AWAY, plain.mirror.url)
+    client = make_client(name)
+    client.use_mirror(HOST, AWAY, plain.mirror.url)
     assert client.pull(reference) == Arrived.whole(small_image.platform())

@@ -64,10 +64,28 @@ def test_the_mirror_says_what_it_had_and_who_pulled(plain: Mirrored, small_image
         caches.append(answer.headers["x-headstart-cache"])
     assert caches[0] in ("miss", "partial")
     assert caches[1] == "hit"
-    pulls = plain.mirror.ask("/pulls")["pulls"]
-    (pull,) = [pull for pull in pulls if pull["image"] == f"{HOST}/{REPOSITORY}:headers"]
+    told = plain.mirror.ask("/pulls")
+    image = f"{HOST}/{REPOSITORY}:headers"
+    (pull,) = [pull for pull in told["running"] + told["recent"] if pull["image"] == image]
     assert pull["digest"] == small_image.top.digest
     assert pull["bytes"] == 2 * layer.size
+
+
+def test_a_tag_that_is_served_without_its_upstream_says_so(
+    plain: Mirrored, small_image: Image
+) -> None:
+    plain.push(small_image, f"{REPOSITORY}:stale")
+    api = RegistryApi(plain.mirror.url)
+    manifest = f"/v2/{REPOSITORY}/manifests/stale?ns={HOST}"
+    assert "warning" not in api.call("GET", manifest, headers={"Accept": ACCEPT}).headers
+    plain.upstream.stop()
+    try:
+        stale = api.call("GET", manifest, headers={"Accept": ACCEPT})
+    finally:
+        plain.upstream.start()
+    assert stale.status == 200
+    assert stale.headers["docker-content-digest"] == small_image.top.digest
+    assert stale.headers["warning"].startswith("299 - ")
 
 
 def test_a_tag_that_is_gone_is_not_served_though_it_was_before(

@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 
@@ -213,16 +213,15 @@ class RunningServer:
             http=self.protocol,
             loop="uvloop",
             ws="none",
-            lifespan="off",
             log_config=None,
-            **settings,
+            **{"lifespan": "off", **settings},
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self._listener]}, name="server"
         )
 
-    def __enter__(self) -> "RunningServer":
+    def __enter__(self) -> Self:
         self.thread.start()
         wait_until(lambda: self.server.started)
         return self
@@ -327,6 +326,10 @@ class Client:
         if len(body) != count:
             raise EOFError(f"{len(body)} bytes of {count}")
         return body
+
+    def receive(self) -> bytes:
+        """What has come, at most 1 MiB; empty at the end of the connection."""
+        return self._input.read1(MIB)
 
     def digest(self) -> str:
         """Read a whole response and return the sha256 of its body, which is not kept."""

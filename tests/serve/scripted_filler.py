@@ -41,6 +41,7 @@ class _Object:
 @dataclass(slots=True, eq=False)
 class _Talk:
     writer: asyncio.StreamWriter
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, message: Message) -> None:
         if not self.writer.is_closing():
@@ -50,7 +51,9 @@ class _Talk:
 class ScriptedFiller:
     """One directory is its cache. Use it as a context manager."""
 
-    def __init__(self, directory: Path, *, stripes: int = 1, extent_size: int = EXTENT_SIZE) -> None:
+    def __init__(
+        self, directory: Path, *, stripes: int = 1, extent_size: int = EXTENT_SIZE
+    ) -> None:
         """Nothing is listened on yet."""
         self.layout = Layout(tuple(directory / str(number) for number in range(stripes)))
         self.layout.prepare()
@@ -100,8 +103,7 @@ class ScriptedFiller:
                 self._server = None
             for talk in list(self._talks):
                 talk.writer.close()
-            while self._talks:
-                await asyncio.sleep(0.005)
+                await talk.ended.wait()
             self._wants.clear()
             for stored in self._objects.values():
                 stored.handles.clear()
@@ -186,6 +188,7 @@ class ScriptedFiller:
         finally:
             writer.close()
             self._talks.discard(talk)
+            talk.ended.set()
 
     async def _receive(self, talk: _Talk, message: Message) -> None:
         number = message.get("id")
@@ -277,4 +280,3 @@ class ScriptedFiller:
     def _announce(self, stored: _Object) -> None:
         for handle, talk in stored.handles.items():
             talk.send({"type": "arrived", "handle": handle})
-

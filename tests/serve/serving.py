@@ -1,13 +1,14 @@
 """The mirror's HTTP side in this process: a real server, a scripted filler, scripted upstreams."""
 
+import contextlib
+import json
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from headstart.command.configuration import Configuration
+from headstart.content.manifest import OCI_MANIFEST
 from headstart.registry.client import RegistryClient
 from headstart.registry.retry import Retry
 from headstart.store.fill_client import FillClient
@@ -20,8 +21,23 @@ from proxy.serve.registry import RegistryApplication
 from proxy.serve.request import Receive, Scope, Send
 from proxy.serve.services import PullWatcher, Services, Unwatched
 from tests.doubles.scripted_upstream import ScriptedUpstream
-from tests.serve.running_server import RunningServer
+from tests.serve.running_server import MIB, Client, Response, RunningServer, wait_until
 from tests.serve.scripted_filler import ScriptedFiller
+
+KIB = 1024
+WITHHELD = 64 * KIB
+SIZE = 3 * MIB + 12_345
+PAYLOAD = random.Random(7).randbytes(SIZE)
+LAYER_DIGEST = "sha256:" + "a" * 64
+MANIFEST = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/x", "digest": LAYER_DIGEST, "size": 12_345},
+        "layers": [],
+    }
+).encode()
+"""A manifest that names one blob."""
 
 QUICK = {"connect": "2s", "first_byte": "2s", "stall": "2s"}
 
@@ -130,12 +146,65 @@ class Serving(RunningServer):
     ) -> None:
         configuration = configuration_of(filler, upstreams, **sections)
         self.application = ServingApplication(configuration, filler, pulls)
-        super().__init__(self.application)
-        self.server = uvicorn.Server(self._with_life())
-        self.thread._kwargs = {}  # type: ignore[attr-defined]
+        super().__init__(self.application, lifespan="on")
 
-    def _with_life(self) -> Any:
-        raise NotImplementedError
+    @property
+    def services(self) -> Services:
+        """The services of the running server."""
+        return self.application.services
 
 
-DIRECTORY = Path
+def ask(client: Client, digest: str, byte_range: str | None = None, method: str = "GET") -> None:
+    """Ask for a blob of ``team/app``."""
+    fields = [] if byte_range is None else [f"Range: {byte_range}"]
+    client.ask(f"/v2/team/app/blobs/{digest}", method, *fields)
+
+
+def get(client: Client, digest: str, byte_range: str | None = None) -> Response:
+    """The whole answer to GET of a blob."""
+    ask(client, digest, byte_range)
+    return client.response()
+
+
+def whole_blob(filler: ScriptedFiller, payload: bytes = PAYLOAD) -> str:
+    """A blob that is here and verified."""
+    digest = filler.add_blob(payload)
+    filler.bring(digest)
+    filler.verify(digest)
+    return digest
+
+
+def await_wants(filler: ScriptedFiller, count: int = 1) -> None:
+    """Return when so many wants have been received."""
+    wait_until(lambda: len(filler.messages("want")) >= count)
+
+
+def read_until_cut(client: Client) -> bytes:
+    """What comes of a body before the connection is reset."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := client.receive():
+            received += piece
+    return received
+
+
+def parts_of(response: Response) -> list[tuple[str, bytes]]:
+    """Content-Range and body of each part of a multipart answer (RFC 2046)."""
+    kind, _, boundary = response.fields["content-type"].partition("; boundary=")
+    assert kind == "multipart/byteranges"
+    before, *parts, after = response.body.split(b"\r\n--" + boundary.encode())
+    assert (before, after) == (b"", b"--\r\n")
+    found = []
+    for part in parts:
+        head, _, body = part.partition(b"\r\n\r\n")
+        fields = dict(line.split(": ", 1) for line in head.decode().strip().split("\r\n"))
+        found.append((fields["Content-Range"], body))
+    return found
+
+
+def error_of(response: Response) -> dict[str, Any]:
+    """The one error of an OCI error body."""
+    assert response.fields["content-type"] == "application/json"
+    (error,) = json.loads(response.body)["errors"]
+    assert set(error) <= {"code", "message", "detail"}
+    return dict(error)

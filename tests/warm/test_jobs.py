@@ -1,6 +1,7 @@
 """Warm jobs: what is wanted of the filler, how far they are, how they end, how they go on."""
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_cancelling_drops_the_wants_and_nothing_more(tmp_path: Path) -> None:
             job = await around.submit()
             await wanted(around, 3)
             around.fills.finish(ONE)
-            await wanted(around, 2)
+            await until(lambda: [blob.state for blob in job.blobs].count("done") == 1)
             cancelled = await around.jobs.cancel(job.id)
             assert cancelled.state == "cancelled"
             await wanted(around, 0)
@@ -493,8 +494,8 @@ def test_jobs_go_on_in_the_next_process_with_the_image_that_they_had_resolved(
             assert await until_ended(ended) == "done"
             around.fills.automatic = False
             job = await around.submit(priority="background")
+            await wanted(around, 2)
             await around.submit(priority="prefetch")
-            await until(lambda: len(around.fills.wants) >= 5)
         # The tag moves while nobody runs.
         manifests.put_image("team/app", "1", [descriptor("three", MIB)])
         async with situation(tmp_path, manifests) as around:
@@ -588,9 +589,7 @@ def test_followers_see_every_change_but_no_more_than_four_a_second(tmp_path: Pat
             for digest in (CONFIG, ONE, TWO):
                 around.fills.finish(digest)
             await following
-            gaps = [
-                later - earlier for (earlier, _), (later, _) in zip(seen, seen[1:], strict=False)
-            ]
+            gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(seen)]
             assert min(gaps) >= 0.24
             assert seen[-1][1]["state"] == "done"
             assert len(seen) >= 3
