@@ -84,7 +84,8 @@ check_python() {
     python=$(find_python)
     [ -n "$python" ] && return
     found=$(command -v "${PYTHON:-python3}") || fail "PYTHON=$PYTHON is no interpreter"
-    version=$("$found" -c 'import platform; print(platform.python_version())')
+    version=$("$found" -c 'import platform; print(platform.python_version())' 2>/dev/null) ||
+        fail "$found is no Python"
     fail "Headstart needs Python 3.11 or newer; $found is $version." \
         "Install a newer one, with its venv package, and name it: make PYTHON=/path/to/python3.11"
 }

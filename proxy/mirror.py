@@ -24,7 +24,7 @@ from headstart.command.configuration import Configuration, ConfigurationError
 from headstart.command.output import complain
 from headstart.registry.client import RegistryClient
 from headstart.store.fill_client import FillClient
-from headstart.store.layout import Layout
+from headstart.store.layout import LOCK_WAIT_SECONDS, Layout
 from proxy.child import die_with_parent, launcher_process_id
 from proxy.control.application import make_control
 from proxy.control.figures_reader import FiguresReader
@@ -43,7 +43,7 @@ from proxy.serve.sendfile import SendfileProtocol
 from proxy.serve.services import VIA_CONTROL_SOCKET, Services
 from proxy.warm.jobs import WarmJobs
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("proxy.mirror")  # __name__ is __main__ here
 
 BAD_CONFIGURATION = 2
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -52,7 +52,12 @@ GRACE_SECONDS = round(DRAIN_SECONDS) - 5
 
 MOST_DESCRIPTORS = 65536
 
+CONTROL_SECONDS = LOCK_WAIT_SECONDS + 2.0
+"""How long to try for the control socket: where another mirror has the cache, our filler says so
+after its wait for the lock, and better than we could."""
+
 _POLL_SECONDS = 0.05
+_CONTROL_PAUSE_SECONDS = 0.5
 
 
 class MirrorApplication:
@@ -205,13 +210,18 @@ class MirrorServer(uvicorn.Server):
             if self._application.filler_greeted:
                 break
             await asyncio.sleep(_POLL_SECONDS)
-        try:
-            listener = listen_unix(self._control, "control.socket")
-        except CannotListen as error:
-            self.refusal = error
-            self.should_exit = True
-            return
         loop = asyncio.get_running_loop()
+        ends = loop.time() + CONTROL_SECONDS
+        while True:
+            try:
+                listener = listen_unix(self._control, "control.socket")
+                break
+            except CannotListen as error:
+                if loop.time() >= ends:
+                    self.refusal = error
+                    self.should_exit = True
+                    return
+            await asyncio.sleep(_CONTROL_PAUSE_SECONDS)
         self.servers.append(await loop.create_server(self._plain_protocol, sock=listener))
 
     def _plain_protocol(self) -> asyncio.Protocol:

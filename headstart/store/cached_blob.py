@@ -51,6 +51,17 @@ class CachedBlob:
             self._verified = self.map.verified
         return self._verified
 
+    def intact(self) -> bool:
+        """Whether the files of a whole blob are still as they were when its digest passed."""
+        if not self.verified:
+            return True
+        for descriptor, stripe_map in zip(self._descriptors, self.map.stripes, strict=True):
+            recorded = stripe_map.recorded
+            status = os.fstat(descriptor)
+            if recorded not in ((0, 0), (status.st_size, status.st_ctime_ns)):
+                return False
+        return True
+
     def available(self, offset: int, limit: int | None = None) -> int:
         """How many bytes can be read from ``offset`` on, looking no further than ``limit``."""
         return self.map.available(offset, limit)

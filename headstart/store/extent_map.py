@@ -32,6 +32,7 @@ The filler is the only writer; it writes the bytes first and then the map, one 8
 field. Readers look, read what is there, and otherwise ask the filler and look again.
 """
 
+import errno
 import mmap
 import os
 import struct
@@ -125,6 +126,10 @@ class StripeMap:
         temporary = path.with_name(path.name + ".new")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
+            # The size is an upstream's word: its map must not fill the disk before it fails.
+            room = os.fstatvfs(descriptor)
+            if length > room.f_bavail * room.f_frsize:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.posix_fallocate(descriptor, 0, length)
             os.pwrite(descriptor, header.ljust(HEADER_SIZE, b"\0"), 0)
             os.rename(temporary, path)

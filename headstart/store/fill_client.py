@@ -54,6 +54,8 @@ class OpenBlob:
         self._retired: list[CachedBlob] = []
         self.stale = False
         """Whether the filler has dropped the object: new readers must open it again."""
+        self.on_stale: Callable[[], None] | None = None
+        """Called when the filler says so: what an idle handle holds on disk is to be released."""
 
     @property
     def blob(self) -> CachedBlob:
@@ -83,6 +85,11 @@ class OpenBlob:
         for want in self.wants.values():
             want.failure = failure
             want.event.set()
+
+    def tell_stale(self) -> None:
+        """Tell the owner that the object was dropped."""
+        if self.on_stale is not None:
+            self.on_stale()
 
     def arrived(self) -> None:
         """Wake the readers whose next byte is here now."""
@@ -296,6 +303,15 @@ class FillClient:
         if handle.remote is not None:
             self._post({"type": "touch", "handle": handle.remote})
 
+    def suspect(self, handle: OpenBlob) -> None:
+        """Say that bytes which should be here cannot be read: the filler checks all of them.
+
+        New readers open the blob again.
+        """
+        handle.stale = True
+        if handle.remote is not None:
+            self._post({"type": "suspect", "handle": handle.remote})
+
     # --- what handles use ---
 
     def post_want(self, handle: OpenBlob, want: Want) -> int:
@@ -471,8 +487,10 @@ class FillClient:
                 match message.get("state"):
                     case "refused":
                         handle.fail(FillFailed.from_message(message))
+                        handle.tell_stale()
                     case "evicted":
                         handle.stale = True
+                        handle.tell_stale()
                     case "streaming" | "complete" if "paths" in message:
                         self._take_files(handle, message)
                     case _:

@@ -20,6 +20,7 @@ from headstart.store.layout import Layout
 from proxy.fill.stripe_files import (
     StripeRow,
     create_stripe,
+    distrust,
     map_path,
     open_stripe,
     stored_geometry,
@@ -205,6 +206,11 @@ class BlobFiles:
             with self._lock:
                 self._reserved.discard(extent)
         return right
+
+    def distrust(self) -> None:
+        """Make every extent unchecked, or a miss without a BLAKE3 to be checked against."""
+        for stripe_map in self.map.stripes:
+            distrust(stripe_map)
 
     # --- the whole blob ---
 

@@ -11,23 +11,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headstart.registry.client import RegistryClient
-from headstart.registry.errors import (
-    CredentialsUnusable,
-    RefusedTarget,
-    RegistryError,
-    UpstreamDeadline,
-    UpstreamDenied,
-    UpstreamMissing,
-    UpstreamProtocol,
-    UpstreamThrottled,
-)
+from headstart.registry.errors import RegistryError
 from headstart.registry.proxies import ProxySettings
 from headstart.registry.redirect import MAX_REDIRECTS, check_redirect, same_origin
 from headstart.store.errors import FillFailed
 from headstart.store.geometry import UNIT_SIZE
 from proxy.fill.fetch import Ending, Fetch, Outcome
 from proxy.fill.fill import MAX_REDIRECTIONS_REFRESHED, BlobSource, Fill, Intake
-from proxy.fill.judgement import Judgement, Step, judge
+from proxy.fill.judgement import Judgement, Step, failure_of, judge, outcome_of
 from proxy.fill.pool import Pool
 from proxy.fill.receiver import RangeReceiver
 from proxy.fill.source import BlobRequest, Source
@@ -146,7 +137,7 @@ class Carriage:
             if source is not None:
                 outcome, at_origin = await self._ask(fetch, source)
         except RegistryError as error:
-            outcome = _outcome_of(error)
+            outcome = outcome_of(error)
         except Exception:
             logger.exception("fill: %s: a range could not be carried", fetch.fill.digest)
             outcome = Outcome(Ending.PROTOCOL, "an error of the filler itself; its log says more")
@@ -304,7 +295,6 @@ class Carriage:
             size = await self.client.head_blob(source.repository, fill.digest, source.authorization)
         except RegistryError as error:
             logger.info("fill: %s: %s", fill.digest, error)
-            size = fill.size
         if size == fill.size:
             fill.fail(failure)
         else:
@@ -373,36 +363,3 @@ class Carriage:
             queued=self.pool.queued(),
             limit=self.pool.limit,
         )
-
-
-def failure_of(error: RegistryError) -> FillFailed:
-    """What a client of fill.sock hears of an error of the control plane."""
-    if isinstance(error, UpstreamMissing):
-        return FillFailed("missing", str(error))
-    if isinstance(error, CredentialsUnusable | UpstreamDenied):
-        return FillFailed("denied", str(error))
-    if isinstance(error, UpstreamThrottled):
-        return FillFailed("upstream", str(error), retry_after=error.retry_after)
-    if isinstance(error, UpstreamDeadline):
-        key = f"fetch.deadlines.{error.key}"
-        return FillFailed("deadline", str(error), key=key, limit=f"{error.value:g}")
-    if isinstance(error, UpstreamProtocol):
-        return FillFailed("protocol", str(error))
-    if isinstance(error, RefusedTarget):
-        return FillFailed("refused", str(error))
-    return FillFailed("upstream", str(error))
-
-
-def _outcome_of(error: RegistryError) -> Outcome:
-    """The outcome of a range whose token or redirect failed."""
-    if isinstance(error, UpstreamDenied):
-        return Outcome(Ending.STATUS, str(error), status=403)
-    if isinstance(error, RefusedTarget):
-        return Outcome(Ending.REFUSED, str(error))
-    if isinstance(error, UpstreamThrottled):
-        return Outcome(Ending.STATUS, status=429, retry_after=f"{error.retry_after:.0f}")
-    if isinstance(error, UpstreamDeadline):
-        return Outcome(Ending.DEADLINE, str(error), key=error.key, value=f"{error.value:g}")
-    if isinstance(error, UpstreamProtocol):
-        return Outcome(Ending.PROTOCOL, str(error))
-    return Outcome(Ending.NETWORK, str(error))

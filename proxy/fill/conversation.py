@@ -241,7 +241,7 @@ class Conversation:
                 self._cancel(message)
             case "close":
                 self._close(message)
-            case "follow" | "unfollow" | "touch" | "hint":
+            case "follow" | "unfollow" | "touch" | "suspect" | "hint":
                 self._note(message)
             case _:
                 self.start(self._call(message))
@@ -413,6 +413,8 @@ class Conversation:
                 handle.following = False
             case "touch":
                 self.filler.touch(handle.fill)
+            case "suspect":
+                self.filler.suspect(handle.fill)
             case _:
                 self._hint(handle, message)
 

@@ -25,8 +25,9 @@ from headstart.store.errors import FillFailed
 from headstart.store.layout import Layout
 from proxy.fill.access import Access
 from proxy.fill.blob_files import BlobFiles
-from proxy.fill.carriage import Carriage, failure_of
+from proxy.fill.carriage import Carriage
 from proxy.fill.fill import BlobSource, Fill
+from proxy.fill.judgement import failure_of
 from proxy.fill.pacing import Pacer
 from proxy.fill.pool import MOST_CONNECTIONS, Pool
 from proxy.fill.quota import Quota
@@ -137,7 +138,7 @@ class Filler:
                 carriage.pool.tick(now)
                 carriage.close_idle()
             self._close_idle(now)
-            self.pump()
+            self._pump()
 
     async def close(self) -> None:
         """Cut what is under way, write what is known, close everything."""
@@ -165,11 +166,15 @@ class Filler:
         suspect = self._suspects.get(digest)
         if suspect is not None and time.monotonic() < suspect.refused_until:
             raise FillFailed("digest", f"{digest}: {source.upstream} keeps sending other bytes")
-        fill, fresh = await self._fill_of(digest, size_hint)
-        # A blob of which nothing is here and nobody else is asked: its first answer is the proof.
-        proven_by_fetching = fresh and upstream.access != "passthrough"
-        if not proven_by_fetching and not self.access.granted(upstream, source, fill):
-            await self.prove(fill, source)
+        while True:
+            fill, fresh = await self._fill_of(digest, size_hint)
+            # A blob of which nothing is here and nobody else is asked: its first answer is the
+            # proof.
+            proven_by_fetching = fresh and upstream.access != "passthrough"
+            if not proven_by_fetching and not self.access.granted(upstream, source, fill):
+                await self.prove(fill, source)
+            if not fill.evicted:
+                break
         if source not in fill.sources:
             fill.sources.insert(0, source)
             del fill.sources[MOST_SOURCES:]
@@ -204,12 +209,7 @@ class Filler:
         """The fill, and whether nobody has asked for any of its bytes before."""
         fill = self.fills.get(digest)
         if fill is not None and fill.files is not None and not fill.files.intact():
-            text = f"{digest}: somebody else changed its files; what still fits is kept"
-            logger.error("cache: %s", text)
-            fill.withdraw(FillFailed("space", text))
-            self._forget(fill)
-            self.quota.forget(digest)
-            self._known.pop(digest, None)
+            self._reopen(fill, f"{digest}: somebody else changed its files; what fits is kept")
             fill = None
         if fill is not None:
             return fill, False
@@ -219,6 +219,20 @@ class Filler:
             task = self._opening[digest] = asyncio.create_task(self._open_files(digest, size_hint))
         fill = await asyncio.shield(task)
         return fill, first and fill.files is None
+
+    def suspect(self, fill: Fill) -> None:
+        """A reader could not read what should be here: the next open checks every byte of it."""
+        if fill.files is not None and fill.failure is None and not fill.evicted:
+            fill.files.distrust()
+            self._reopen(fill, f"{fill.digest}: cannot be read; what can is kept")
+
+    def _reopen(self, fill: Fill, text: str) -> None:
+        """Let the next open take the files as they are; who waits now gets bytes past the store."""
+        logger.error("cache: %s", text)
+        fill.withdraw(FillFailed("space", text))
+        self._forget(fill)
+        self.quota.forget(fill.digest)
+        self._known.pop(fill.digest, None)
 
     async def _open_files(self, digest: Digest, size_hint: int | None) -> Fill:
         try:
@@ -332,10 +346,10 @@ class Filler:
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
+            self._stirred.set()
 
     def _pump(self) -> None:
         self._pumping = False
-        self._stirred.set()
         for carriage in self.carriages.values():
             carriage.pump()
 

@@ -3,6 +3,16 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from headstart.registry.errors import (
+    CredentialsUnusable,
+    RefusedTarget,
+    RegistryError,
+    UpstreamDeadline,
+    UpstreamDenied,
+    UpstreamMissing,
+    UpstreamProtocol,
+    UpstreamThrottled,
+)
 from headstart.registry.retry import DEFAULT_PAUSE, parse_retry_after
 from headstart.store.errors import FillFailed
 from proxy.fill.fetch import Ending, Outcome
@@ -83,3 +93,36 @@ def _judge_status(outcome: Outcome, host: str, at_origin: bool) -> Judgement:
         return Judgement(Step.GIVE_UP, FillFailed("denied", text))
     code = "upstream" if status >= 500 or status == 408 or not at_origin else "protocol"
     return Judgement(Step.AGAIN, FillFailed(code, f"{where}: {status}"))
+
+
+def failure_of(error: RegistryError) -> FillFailed:
+    """What a client of fill.sock hears of an error of the control plane."""
+    if isinstance(error, UpstreamMissing):
+        return FillFailed("missing", str(error))
+    if isinstance(error, CredentialsUnusable | UpstreamDenied):
+        return FillFailed("denied", str(error))
+    if isinstance(error, UpstreamThrottled):
+        return FillFailed("upstream", str(error), retry_after=error.retry_after)
+    if isinstance(error, UpstreamDeadline):
+        key = f"fetch.deadlines.{error.key}"
+        return FillFailed("deadline", str(error), key=key, limit=f"{error.value:g}")
+    if isinstance(error, UpstreamProtocol):
+        return FillFailed("protocol", str(error))
+    if isinstance(error, RefusedTarget):
+        return FillFailed("refused", str(error))
+    return FillFailed("upstream", str(error))
+
+
+def outcome_of(error: RegistryError) -> Outcome:
+    """The outcome of a range whose token or redirect failed."""
+    if isinstance(error, UpstreamDenied):
+        return Outcome(Ending.STATUS, str(error), status=403)
+    if isinstance(error, RefusedTarget):
+        return Outcome(Ending.REFUSED, str(error))
+    if isinstance(error, UpstreamThrottled):
+        return Outcome(Ending.STATUS, status=429, retry_after=f"{error.retry_after:.0f}")
+    if isinstance(error, UpstreamDeadline):
+        return Outcome(Ending.DEADLINE, str(error), key=error.key, value=f"{error.value:g}")
+    if isinstance(error, UpstreamProtocol):
+        return Outcome(Ending.PROTOCOL, str(error))
+    return Outcome(Ending.NETWORK, str(error))

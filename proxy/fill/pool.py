@@ -94,6 +94,7 @@ class Pool:
             return None
         holding = self.holding
         idle = self.limit - len(holding)
+        range_size = 0
         for want, fill in self._waiting(now):
             if not self.ranges and fill.fetches:
                 continue
@@ -104,7 +105,9 @@ class Pool:
                     # Those that follow are no more urgent, but a read among them may cut what
                     # this one may not.
                     continue
-            bounds = fill.next_range(want, self._range_size())
+            # Looks at all blobs: once a call, and only when somebody may be given a range.
+            range_size = range_size or self._range_size()
+            bounds = fill.next_range(want, range_size)
             if bounds is None:
                 continue
             if victim is not None:

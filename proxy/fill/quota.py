@@ -101,7 +101,7 @@ class Quota:
                     return
                 entry = self._entries[digest] = Entry(0, time.time())
             entry.busy = max(0, entry.busy + change)
-            if not entry.busy and not entry.allocated and not entry.pinned:
+            if change < 0 and not (entry.busy or entry.allocated or entry.pinned):
                 # Nothing has come of it: whoever asks for what no upstream has leaves no trace.
                 del self._entries[digest]
 

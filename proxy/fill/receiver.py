@@ -107,7 +107,7 @@ class RangeReceiver:
                 size = self._files.geometry.size
                 self._requested_stop = min(self._requested_stop, size)
                 with fetch.lock:
-                    # Not to where the answer ends: what it leaves out stays this fetch's to release.
+                    # Not to where the answer ends: what it leaves out is this fetch's to release.
                     fetch.stop = min(fetch.stop, size)
             self._position = fetch.start
         return self.outcome is None
@@ -178,7 +178,7 @@ class RangeReceiver:
     def feed(self, received: bytes) -> bool:
         """Take body bytes; False ends the request, with :attr:`outcome` set."""
         fetch = self._fetch
-        if fetch.cut_reason is not None:
+        if fetch.cut_reason is not None or self._files is None:
             return False
         fetch.received += len(received)
         if self._position + self._filled + len(received) > self._requested_stop:

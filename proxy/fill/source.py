@@ -207,6 +207,9 @@ class _Transfer:
             except RefusedTarget as error:
                 self._refused = str(error)
                 return pycurl.SOCKET_BAD
+        if self._carrier.connection is not None:
+            # Of a connection that libcurl has given up, or tries at the same time.
+            self._carrier.connection.close()
         connection = socket.socket(family, kind, protocol)
         self._carrier.connection = connection
         self._fetch.attach(connection)
@@ -224,7 +227,10 @@ class _Transfer:
             return 0
         text = line.decode("latin-1").rstrip("\r\n")
         if text.startswith("HTTP/"):
-            self._head = Head(status=int(text.split(" ", 2)[1]))
+            _, _, status = text.partition(" ")
+            if not status[:3].isdecimal():
+                return 0
+            self._head = Head(status=int(status[:3]))
         elif text:
             name, _, value = text.partition(":")
             self._head.fields.setdefault(name.strip().lower(), []).append(value.strip())

@@ -121,6 +121,7 @@ def _create_file(path: Path, length: int) -> int:
         os.ftruncate(descriptor, length)
     except OSError:
         os.close(descriptor)
+        path.unlink(missing_ok=True)
         raise
     return descriptor
 
@@ -163,7 +164,7 @@ def _open_file(path: Path, length: int, stripe_map: StripeMap) -> int:
         recorded = stripe_map.recorded
         touched = recorded != (0, 0) and recorded != (status.st_size, status.st_ctime_ns)
         if rebooted or touched or status.st_size != length:
-            _distrust(stripe_map)
+            distrust(stripe_map)
             stripe_map.record(0, 0)
         if status.st_size != length:
             os.ftruncate(descriptor, length)
@@ -174,7 +175,7 @@ def _open_file(path: Path, length: int, stripe_map: StripeMap) -> int:
     return descriptor
 
 
-def _distrust(stripe_map: StripeMap) -> None:
+def distrust(stripe_map: StripeMap) -> None:
     """Make every extent unchecked, or a miss when it has no BLAKE3 to be checked against."""
     stripe_map.set_flags(0)
     for record in range(stripe_map.records):

@@ -31,7 +31,6 @@ from proxy.serve.delivery import (
 )
 from proxy.serve.outlet import ClientDisconnected, FileTooShort
 from proxy.serve.request import Request
-from proxy.serve.sendfile import ResponseAborted
 from proxy.serve.services import BlobWatch, Services
 from proxy.serve.transmission import PIECE_BYTES, Presence, Transmission, blob_fields
 from proxy.serve.uncached import uncached_range, uncached_rest
@@ -84,8 +83,8 @@ class BlobAnswers:
     async def get(self, ask: BlobAsk) -> None:
         """Answer GET, with or without Range.
 
-        Raises InvalidInput, RangeUnsatisfiable, FillFailed, FillerUnreachable or RegistryError
-        before the head has gone, ResponseAborted afterwards.
+        Raises InvalidInput, RangeUnsatisfiable, FillFailed, FillerUnreachable, RegistryError or
+        OSError; where the head has gone by then, the connection has to be reset.
         """
         specs = self._asked_ranges(ask)
         lent = self._services.blobs.at_hand(
@@ -154,32 +153,21 @@ class BlobAnswers:
                 elif not blob.size:
                     await self._answer_empty(ask, transmission)
                 else:
-                    await self._stream(ask, handle, transmission, watch)
+                    # Clients count from their request on, so what the opening took is gone.
+                    patience = max(0.0, min(HEAD_SECONDS, OPEN_SECONDS - opening))
+                    await self._stream(ask, handle, transmission, watch, patience)
             except ClientDisconnected:
                 raise
             except FileTooShort as error:
-                handle.stale = True  # somebody changed the file behind the store's back
+                # Somebody changed the file behind the store's back.
+                self._services.filler.suspect(handle)
                 watch.failed(str(error))
                 raise
             except _FAILURES as error:
                 if isinstance(error, OSError):
-                    handle.stale = True
+                    self._services.filler.suspect(handle)
                 watch.failed(str(error))
-                self._abort_if_started(ask, transmission, error)
                 raise
-
-    @staticmethod
-    def _abort_if_started(ask: BlobAsk, transmission: Transmission, error: BaseException) -> None:
-        if transmission.started:
-            logger.warning(
-                "%s/%s@%s: reset after %d bytes: %s",
-                ask.upstream.host,
-                ask.repository,
-                ask.digest,
-                transmission.sent,
-                error,
-            )
-            raise ResponseAborted(str(error)) from error
 
     @staticmethod
     async def _answer_empty(ask: BlobAsk, transmission: Transmission) -> None:
@@ -189,14 +177,19 @@ class BlobAnswers:
         await transmission.end()
 
     async def _stream(
-        self, ask: BlobAsk, handle: OpenBlob, transmission: Transmission, watch: BlobWatch
+        self,
+        ask: BlobAsk,
+        handle: OpenBlob,
+        transmission: Transmission,
+        watch: BlobWatch,
+        patience: float,
     ) -> None:
         """Send as bytes arrive; what no disk can take passes through."""
         arrivals = Arrivals(self._services.filler, handle, watch.waited_for_filler)
         presence = Presence(handle.blob, transmission.delivery)
         try:
             with Departure(ask.request.receive):
-                await self._send_arriving(handle, transmission, arrivals, presence)
+                await self._send_arriving(handle, transmission, arrivals, presence, patience)
         except FillFailed as failure:
             if failure.code != "space":
                 raise
@@ -210,6 +203,7 @@ class BlobAnswers:
         transmission: Transmission,
         arrivals: Arrivals,
         presence: Presence,
+        patience: float,
     ) -> None:
         blob, delivery = handle.blob, transmission.delivery
         withhold = delivery.to_the_end and not blob.verified
@@ -223,7 +217,15 @@ class BlobAnswers:
                 # The digest is of the whole blob; without what lies before it would never pass.
                 front = handle.wanting(0, delivery.parts[0].start, "client", bulk=True)
                 before = await stack.enter_async_context(front)
-            await self._await_head(transmission, arrivals, wants[0], withhold)
+            first = delivery.parts[0]
+            try:
+                async with asyncio.timeout(patience):
+                    if withhold and first.length <= WITHHELD_BYTES:
+                        await self._await_digest(arrivals, wants[0], before)
+                    else:
+                        await arrivals.bytes_at(wants[0], first.start, 1)
+            except TimeoutError:
+                logger.debug("%s: the head goes out alone", handle.message["digest"])
             await transmission.start(presence.word(), blob.verified)
             for want, part in zip(wants, delivery.parts, strict=True):
                 await transmission.enter()
@@ -244,20 +246,6 @@ class BlobAnswers:
     ) -> AbstractAsyncContextManager[Want]:
         bulk = delivery.to_the_end or part.length >= self._request_size
         return handle.wanting(part.start, part.length, "client", bulk=bulk)
-
-    async def _await_head(
-        self, transmission: Transmission, arrivals: Arrivals, want: Want, withhold: bool
-    ) -> None:
-        """Wait until there is something to send, or until the head must not wait any longer."""
-        part = transmission.delivery.parts[0]
-        try:
-            async with asyncio.timeout(HEAD_SECONDS):
-                if withhold and part.length <= WITHHELD_BYTES:
-                    await arrivals.verified(want)
-                else:
-                    await arrivals.bytes_at(want, part.start, 1)
-        except TimeoutError:
-            return
 
     @staticmethod
     async def _await_digest(arrivals: Arrivals, want: Want, before: Want | None) -> None:
@@ -289,7 +277,6 @@ class BlobAnswers:
                 raise
             except _FAILURES as error:
                 watch.failed(str(error))
-                self._abort_if_started(ask, transmission, error)
                 raise
 
     async def _pass_through(
@@ -301,12 +288,27 @@ class BlobAnswers:
         while transmission.number < len(delivery.parts):
             part = ByteRange(transmission.part_start, delivery.parts[transmission.number].stop)
             async with aclosing(self._uncached(ask, delivery, part, cached)) as passing:
+                piece = await self._first_passing(transmission, passing)
+                await transmission.enter()
+                await transmission.send_passing(piece)
                 async for piece in passing:
-                    if not transmission.started:
-                        await transmission.start(b"miss", False)
-                    await transmission.enter()
                     await transmission.send_passing(piece)
             transmission.leave()
+
+    @staticmethod
+    async def _first_passing(
+        transmission: Transmission, passing: AsyncGenerator[bytes, None]
+    ) -> bytes:
+        """The first bytes; the head has gone out with or, when they take long, before them."""
+        first = asyncio.ensure_future(anext(passing, b""))
+        try:
+            await asyncio.wait((first,), timeout=HEAD_SECONDS)
+            if not transmission.started and not (first.done() and first.exception()):
+                await transmission.start(b"miss", False)
+            return await first
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
 
     def _uncached(
         self, ask: BlobAsk, delivery: Delivery, part: ByteRange, cached: CachedBlob | None

@@ -84,7 +84,8 @@ class Blobs:
         if lent is None:
             return None
         now = asyncio.get_running_loop().time()
-        if lent.handle.stale or (lent.expires is not None and now >= lent.expires):
+        expired = lent.expires is not None and now >= lent.expires
+        if lent.handle.stale or expired or not lent.handle.blob.intact():
             self._retire(lent)
             return None
         return self._borrow(lent, digest, now)
@@ -127,6 +128,7 @@ class Blobs:
         key = self._key(upstream, repository, digest, authorization)
         lent = LentBlob(handle, key, now + GRANT_SECONDS if passthrough else None)
         self._lent[key] = lent
+        handle.on_stale = lambda: self._retire(lent)
         return self._borrow(lent, digest, now)
 
     def give_back(self, lent: LentBlob) -> None:

@@ -164,8 +164,10 @@ class Manifests:
             logger.warning("%s: served stale: %s", name, error or "no answer in time")
             found = await self._by_digest(ask, known.digest)
             return self._with_warning(found, known)
-        except UpstreamMissing:
-            await self._kept.forget_tag(name)
+        except (UpstreamMissing, UpstreamDenied) as error:
+            # With passthrough a denial is for this client alone, and the record is for all.
+            if isinstance(error, UpstreamMissing) or ask.upstream.access != "passthrough":
+                await self._kept.forget_tag(name)
             raise
         await self._kept.keep_tag(name, digest)
         return await self._by_digest(ask, digest)

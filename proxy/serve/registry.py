@@ -159,8 +159,10 @@ class RegistryApplication:
         elif isinstance(error, OSError | MemoryError):
             logger.error("%s: %s", asked, error)
         else:
-            logger.info("%s: %s", asked, error)
+            level = logging.WARNING if request.started else logging.INFO
+            logger.log(level, "%s: %s", asked, error)
         if request.started:
+            # A clean end would let the client take what it has for the whole.
             raise ResponseAborted(str(error)) from error
         await request.refuse(problem(error, unknown))
 

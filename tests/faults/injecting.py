@@ -12,22 +12,41 @@ from tests.parts.processes import Process, run
 
 
 @contextlib.contextmanager
-def failing_calls(pid: int, calls: str, error: str, log: Path, *, first: int = 1) -> Iterator[None]:
+def failing_calls(
+    pid: int, calls: str, error: str, log: Path, *, first: int = 1, file: Path | None = None
+) -> Iterator[None]:
     """In all threads of a process ``calls`` fail with ``error``, in each from the first-th on.
 
-    ``calls`` as strace writes them: ``pwrite64,?rename``.
+    ``calls`` as strace writes them: ``pwrite64,?rename``; with ``file`` only those on it.
     """
-    inject = f"inject={calls}:error={error}:when={first}+"
+    with _strace(pid, calls, f"error={error}:when={first}+", log, file):
+        yield
+    eventually(lambda: not _traced(pid, any_of_them=True), 5, "strace lets go")
+
+
+@contextlib.contextmanager
+def crashing_call(pid: int, calls: str, number: int, log: Path) -> Iterator[None]:
+    """A process gets SIGKILL at the number-th of ``calls`` in one of its threads."""
+    with _strace(pid, calls, f"signal=SIGKILL:when={number}", log) as strace:
+        yield
+        strace.kill()  # of a process that is no more it does not let go by itself
+
+
+@contextlib.contextmanager
+def _strace(
+    pid: int, calls: str, fault: str, log: Path, file: Path | None = None
+) -> Iterator[Process]:
+    inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:{fault}"]
+    if file is not None:
+        inject += ["-P", str(file)]
     strace = Process(
-        ["strace", "-f", "-qq", "-o", log, "-e", f"trace={calls}", "-e", inject, "-p", str(pid)],
-        log.with_suffix(".out"),
+        ["strace", "-f", "-qq", "-o", log, *inject, "-p", str(pid)], log.with_suffix(".out")
     )
     try:
         strace.wait_until(lambda: _traced(pid), 10)
-        yield
+        yield strace
     finally:
         strace.stop()
-    eventually(lambda: not _traced(pid, any_of_them=True), 5, "strace lets go")
 
 
 def _traced(pid: int, *, any_of_them: bool = False) -> bool:

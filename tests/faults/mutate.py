@@ -55,7 +55,10 @@ def mutations() -> Iterator[Mutation]:
 
 def table() -> str:
     """The entries as a table in Markdown, ordered by fault."""
-    rows = ["| fault | test | guarding line | mutation | what then fails |", "|---|---|---|---|---|"]
+    rows = [
+        "| fault | test | guarding line | mutation | what then fails |",
+        "|---|---|---|---|---|",
+    ]
     for one in sorted(mutations(), key=lambda entry: _number(entry.fault)):
         test = one.test.partition("::")[2]
         guard = f"`{one.file}`: {_code(one.guard)}"
@@ -129,16 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [one for one in mutations() if not given.faults or one.fault in given.faults]
     alive = 0
     for one in chosen:
+        began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
             tree = Path(directory)
             copy_tree(tree)
             mutated = tree / one.file
-            mutated.write_text(one.mutated(mutated.read_text()))
-            began = time.monotonic()
-            result = outcome(tree, one.test)
+            try:
+                mutated.write_text(one.mutated(mutated.read_text()))
+            except ValueError as error:
+                result = f"broken: {error}"
+            else:
+                result = outcome(tree, one.test)
         alive += not result.startswith("killed")
         seconds = time.monotonic() - began
-        print(f"{one.fault:>4}  {one.test.partition('::')[2]}  {seconds:.0f} s  {result}", flush=True)
+        name = one.test.partition("::")[2]
+        print(f"{one.fault:>4}  {name}  {seconds:.0f} s  {result}", flush=True)
     print(f"{len(chosen) - alive} of {len(chosen)} mutations were killed")
     return 1 if alive else 0
 

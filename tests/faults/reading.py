@@ -66,9 +66,7 @@ def read(
     return reply
 
 
-def _receive(
-    connection: socket.socket, reply: Reply, method: str, leave_after: int | None
-) -> None:
+def _receive(connection: socket.socket, reply: Reply, method: str, leave_after: int | None) -> None:
     received = bytearray()
     while (head_end := received.find(b"\r\n\r\n")) < 0:
         piece = connection.recv(PIECE)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from diskcache import Cache, JSONDisk
 
-from headstart.store.layout import FORMAT_VERSION, STAMP
+from headstart.store.layout import FORMAT_VERSION, STAMP, STAND_INS
 from tests.doubles.scripted_upstream import ScriptedUpstream
 from tests.faults.injecting import failing_calls, small_disk
 from tests.faults.setting import MIB, REPOSITORY, Setting, running_setting
 from tests.faults.streaming import Cold
-from tests.faults.watching import FILLER, blobs_closed, eventually, files_of, listed
+from tests.faults.watching import FILLER, MIRROR, blobs_closed, eventually, files_of, listed
 from tests.parts.mirror import Mirror, upstream_at
 from tests.parts.processes import Process
 
@@ -52,7 +52,10 @@ def test_f27_a_full_disk_passes_through_and_room_is_used_without_a_restart(tmp_p
     with (
         small_disk(tmp_path / "disk", 24) as disk,
         running_setting(
-            tmp_path / "mirror", fresh=4, stripes=[disk.path], settings={"cache": SMALL_EXTENTS}
+            tmp_path / "mirror",
+            fresh=4,
+            stripes=[disk.path],
+            settings={"cache": {"max_size": "1GiB", **SMALL_EXTENTS}},
         ) as setting,
     ):
         large, other, last = (
@@ -68,7 +71,7 @@ def test_f27_a_full_disk_passes_through_and_room_is_used_without_a_restart(tmp_p
         assert other.digest not in listed(setting.mirror)
         ballast = disk.path / "ballast"
         ballast.write_bytes(bytes(disk.free() // 4096 * 4096))
-        shutil.rmtree(disk.path / "blobs" / "sha256" / last.digest[7:9])
+        setting.mirror.ask(f"/cache/{last.digest}/pin", "PUT")
         with ballast.open("ab") as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(64 * 1024))
@@ -107,6 +110,7 @@ def test_f27_no_space_at_any_write_ends_no_pull(
 ) -> None:
     blob, kept = Cold(roomy, 6 * MIB), Cold(roomy, 2 * MIB)
     kept.pull()
+    roomy.mirror.ask(f"/cache/{kept.digest}/pin", "PUT")
     filler = roomy.mirror.process_id(FILLER)
     with failing_calls(filler, calls, "ENOSPC", tmp_path / "strace.log", first=first):
         assert all(client.finish().right() for client in blob.clients(2))
@@ -116,6 +120,30 @@ def test_f27_no_space_at_any_write_ends_no_pull(
     assert roomy.mirror.process_id(FILLER) == filler
     blob.pull()
     blob.pull_from_cache()
+
+
+def test_f27_eviction_that_gains_nothing_is_not_repeated(tmp_path: Path) -> None:
+    with running_setting(
+        tmp_path / "mirror", fresh=9, settings={"cache": SMALL_EXTENTS}
+    ) as setting:
+        cached = [Cold(setting, MIB) for _ in range(8)]
+        for blob in cached:
+            blob.pull()
+        blob = Cold(setting, 6 * MIB)
+        filler = setting.mirror.process_id(FILLER)
+        with failing_calls(filler, "fallocate", "ENOSPC", tmp_path / "strace.log"):
+            blob.pull()
+            blob.pull()
+        assert len(listed(setting.mirror).keys() & {one.digest for one in cached}) >= 8 - 1
+        blob.pull()
+        blob.pull_from_cache()
+
+
+def test_f27_what_cannot_fit_drives_nothing_out(scarce: Setting) -> None:
+    small, large = Cold(scarce, 2 * MIB), Cold(scarce, 40 * MIB)
+    small.pull()
+    large.pull()
+    small.pull_from_cache()
 
 
 # --- 33: files changed behind our back ---
@@ -362,6 +390,31 @@ def test_f36a_the_extents_of_a_lost_stripe_are_misses(aged: Aged) -> None:
     after.pull_from_cache()
 
 
+def test_f36a_extents_that_cannot_be_read_are_misses(tmp_path: Path) -> None:
+    stripes = [tmp_path / "one", tmp_path / "two"]
+    with ExitStack() as stack:
+        setting = stack.enter_context(
+            running_setting(
+                tmp_path / "mirror", fresh=1, stripes=stripes, settings={"cache": SMALL_EXTENTS}
+            )
+        )
+        blob = Cold(setting, 6 * MIB)
+        blob.pull()
+        file = files_of(setting.mirror, blob.digest)[1]
+        for name in (FILLER, MIRROR):
+            pid, log = setting.mirror.process_id(name), tmp_path / f"{name}.log"
+            calls = "sendfile,pread64,preadv,preadv2,pwrite64"
+            stack.enter_context(failing_calls(pid, calls, "EIO", log, file=file))
+        if not blob.client().finish().right():
+            blob.pull()
+        before = blob.upstream.blob_bytes_sent()
+        for extent in (0, 2, 4):
+            assert blob.client(f"{extent * MIB}-{(extent + 1) * MIB - 1}").finish().right()
+        assert blob.upstream.blob_bytes_sent() == before, "the other stripe's extents are there"
+        assert blob.client(f"{MIB}-{2 * MIB - 1}").finish().right()
+        assert blob.client(f"{3 * MIB + 5}-").finish().right()
+
+
 def test_f36a_an_unmounted_stripe_is_not_replaced_by_the_directory_below(tmp_path: Path) -> None:
     with small_disk(tmp_path / "two", 64) as disk:
         stripes = [tmp_path / "one", disk.path]
@@ -374,6 +427,10 @@ def test_f36a_an_unmounted_stripe_is_not_replaced_by_the_directory_below(tmp_pat
             blob.pull()
             blob.pull()
             assert not list(disk.path.iterdir()), "the disk that is mounted over would be filled"
+            stand_ins = stripes[0] / STAND_INS
+            assert list(stand_ins.iterdir())
+            blobs_closed(setting.mirror)
+            assert not list(stand_ins.iterdir()), "what stands in for files is removed"
 
 
 # --- 55: not ours ---

@@ -5,7 +5,7 @@ import pytest
 from tests.faults.mutate import HERE, ROOT, TABLE, Mutation, mutations, table
 
 
-@pytest.mark.parametrize("mutation", mutations(), ids=lambda one: f"{one.fault}-{one.file}")
+@pytest.mark.parametrize("mutation", list(mutations()), ids=lambda one: f"{one.fault}-{one.file}")
 def test_guard_and_test_of_a_mutation_exist(mutation: Mutation) -> None:
     text = (ROOT / mutation.file).read_text()
     compile(mutation.mutated(text), mutation.file, "exec")

@@ -1,5 +1,6 @@
 """Faults 15 to 19: tokens and signatures that expire, refusals, throttling, server errors."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -218,7 +219,7 @@ def test_f19_server_errors_without_end_back_off_and_are_answered_soon(setting: S
     assert reply.seconds < 20
     asked = [request.started for request in upstream.blob_requests()]
     assert 3 <= len(asked) <= 6
-    gaps = [after - before for before, after in zip(asked, asked[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(asked)]
     assert gaps[-1] > 2 * gaps[0], "each wait is longer than the one before"
     reply = setting.manifest(upstream.host, "1")
     assert reply.status in (502, 503)

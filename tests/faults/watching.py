@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from headstart.store.cached_blob import CachedBlob
 from headstart.store.fill_client import FillClient
+from headstart.store.geometry import UNIT_SIZE
+from headstart.store.layout import STAND_INS
 from headstart.store.wire import Message
 from tests.doubles.scripted_upstream import RecordedRequest
 from tests.parts.mirror import Mirror
@@ -27,7 +30,7 @@ def eventually(condition: Callable[[], object], patience: float, what: str) -> N
 
 def opened_files(pid: int, below: Iterable[Path]) -> list[str]:
     """The files below these directories that a process has open or mapped, deleted ones too."""
-    roots = tuple(f"{path}/blobs" for path in below)
+    roots = tuple(f"{path}/{kind}" for path in below for kind in ("blobs", STAND_INS))
     found = []
     try:
         for descriptor in os.scandir(f"/proc/{pid}/fd"):
@@ -36,7 +39,7 @@ def opened_files(pid: int, below: Iterable[Path]) -> list[str]:
             except OSError:
                 continue
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        found += [line.split(maxsplit=5)[5] for line in lines if "/blobs/" in line]
+        found += [line.split(maxsplit=5)[5] for line in lines if "/" in line]
     except FileNotFoundError:
         return []
     return sorted(name for name in found if name.startswith(roots))
@@ -55,6 +58,21 @@ def files_of(mirror: Mirror, digest: str) -> list[Path]:
     """The files of a blob, by stripe, whether they are there or not."""
     algorithm, _, name = digest.partition(":")
     return [stripe / "blobs" / algorithm / name[:2] / name for stripe in mirror.stripes]
+
+
+def assert_committed_right(mirror: Mirror, digest: str, content: bytes) -> int:
+    """Every byte that the maps of a blob say is here is right; how many they are."""
+    files = files_of(mirror, digest)
+    blob = CachedBlob(files, [file.with_name(file.name + ".map") for file in files])
+    count = 0
+    try:
+        for start in range(0, len(content), UNIT_SIZE):
+            here = blob.available(start, UNIT_SIZE)
+            assert blob.read(start, here) == content[start : start + here], f"wrong at {start}"
+            count += here
+    finally:
+        blob.close()
+    return count
 
 
 def listed(mirror: Mirror) -> dict[str, Message]:

@@ -47,7 +47,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     made = Disk()
     monkeypatch.setattr(pacing, "start_writing", made.start)
     monkeypatch.setattr(pacing, "finish_writing", made.finish)
-    monkeypatch.setattr(pacing.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(time, "monotonic", lambda: made.now)
     return made
 
 
@@ -180,8 +180,10 @@ def test_a_file_that_was_closed_needs_no_pacing() -> None:
 
 
 def test_what_cannot_be_reserved_is_an_error(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w+b") as file:
-        with pytest.raises(OSError, match="File too large"):
-            reserve_space(file.fileno(), (1 << 63) - 4096, 4096)
+    with (
+        (tmp_path / "file").open("w+b") as file,
+        pytest.raises(OSError, match=r"too large|No space"),
+    ):
+        reserve_space(file.fileno(), (1 << 63) - 4096, 4096)
     with pytest.raises(OSError, match="Bad file descriptor"):
         reserve_space(1_000_000, 0, 1)

@@ -1,4 +1,4 @@
-"""What a pool decides: the next range, who gives way, who is late, how many connections."""
+"""What a pool hands out: the next range, who gives way for it, what is divided at the end."""
 
 import asyncio
 import itertools
@@ -7,20 +7,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headstart.registry.upstream import Deadlines
 from headstart.store.errors import FillFailed
 from headstart.store.geometry import MIB, UNIT_SIZE
 from headstart.store.wire import PRIORITIES
 from proxy.fill.fetch import Ending, Fetch
 from proxy.fill.fill import Fill
-from proxy.fill.pool import MOST_CONNECTIONS, START_CONNECTIONS
+from proxy.fill.pool import SMALLEST_RANGE
 from tests.fill.fills import REQUEST_SIZE, Upstreams
 
 
 @pytest.fixture
 def upstreams(loop: asyncio.AbstractEventLoop) -> Upstreams:
-    """Four connections, so that tests can fill them."""
-    return Upstreams(loop, max_connections=4)
+    """Four connections, so that tests can fill them; ranges keep their size to the end."""
+    return Upstreams(loop, max_connections=4, reissue=False)
 
 
 def bounds(fetches: list[Fetch]) -> list[tuple[int, int]]:
@@ -70,7 +69,7 @@ def test_no_more_connections_than_the_limit(upstreams: Upstreams) -> None:
 def test_the_most_urgent_goes_first_whoever_came_first(
     loop: asyncio.AbstractEventLoop, order: tuple[str, ...]
 ) -> None:
-    upstreams = Upstreams(loop, max_connections=5)
+    upstreams = Upstreams(loop, max_connections=5, reissue=False)
     for priority in order:
         upstreams.want(upstreams.fill(REQUEST_SIZE), priority=priority)
     taken = upstreams.take_all()
@@ -233,8 +232,43 @@ def test_a_stream_is_never_cut_for_a_read(loop: asyncio.AbstractEventLoop) -> No
 # --- the end of the queue ---
 
 
+@pytest.mark.parametrize("size", [100 * MIB, 512 * MIB, 2048 * MIB + 5])
+def test_ranges_shrink_at_the_end_and_still_tile_the_blob(
+    loop: asyncio.AbstractEventLoop, size: int
+) -> None:
+    """So that all connections end together; never below what is worth a request."""
+    upstreams = Upstreams(loop, max_connections=8)
+    upstreams.want(upstreams.fill(size))
+    spans: list[tuple[int, int]] = []
+    while taken := upstreams.take_all():
+        spans += bounds(taken)
+        for fetch in taken:
+            upstreams.bring(fetch, REQUEST_SIZE)
+            upstreams.finish(fetch)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == size
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
+    lengths = [stop - start for start, stop in spans]
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(length >= SMALLEST_RANGE for length in lengths[:-1])
+    assert lengths[0] == REQUEST_SIZE or size < 8 * REQUEST_SIZE
+
+
+def test_without_reissue_ranges_keep_their_size(loop: asyncio.AbstractEventLoop) -> None:
+    """``fetch.reissue: disabled`` makes the number of requests a matter of arithmetic."""
+    upstreams = Upstreams(loop, reissue=False)
+    upstreams.want(upstreams.fill(512 * MIB))
+    requests = 0
+    while taken := upstreams.take_all():
+        requests += len(taken)
+        for fetch in taken:
+            upstreams.bring(fetch, REQUEST_SIZE)
+            upstreams.finish(fetch)
+    assert requests == 16
+
+
 def nearly_here(upstreams: Upstreams, missing: int) -> Fill:
-    """A blob large enough that something of it may be fetched twice; its first bytes are missing."""
+    """A blob large enough that something of it may be fetched twice; its first are missing."""
     fill = upstreams.fill(4096 * MIB)
     assert fill.table is not None
     fill.table.arrived(missing, 4096 * MIB)
@@ -246,6 +280,7 @@ def start_endgame(upstreams: Upstreams, megabytes_a_second: float = 10) -> list[
     upstreams.want(nearly_here(upstreams, 3 * REQUEST_SIZE))
     taken = upstreams.take_all()
     assert len(taken) == 3
+    upstreams.pool.reissue = True
     upstreams.pass_seconds(1.0, dict.fromkeys(taken, megabytes_a_second * MIB))
     return taken
 
@@ -265,16 +300,22 @@ def test_an_idle_connection_takes_the_upper_half_of_what_has_most_left(
     assert taken.bulk
 
 
-def test_a_blob_of_which_nothing_may_be_fetched_twice_is_not_divided(upstreams: Upstreams) -> None:
+@pytest.mark.parametrize(("rate", "divided"), [(15.0 * MIB, 0), (1.0 * MIB, 2)])
+def test_a_small_blob_is_divided_twice_at_most_and_only_for_whole_seconds(
+    loop: asyncio.AbstractEventLoop, rate: float, divided: int
+) -> None:
+    """What a cut loses on its way would be more than a hundredth of it."""
+    upstreams = Upstreams(loop, max_connections=12, reissue=False)
     upstreams.want(upstreams.fill(3 * REQUEST_SIZE))
     running = upstreams.take_all()
-    upstreams.pass_seconds(1.0, dict.fromkeys(running, 5.0 * MIB))
-    assert upstreams.take_all() == []
+    upstreams.pool.reissue = True
+    upstreams.pass_seconds(1.0, dict.fromkeys(running, rate))
+    assert len(upstreams.take_all()) == divided
 
 
-def test_without_reissue_nothing_is_divided(loop: asyncio.AbstractEventLoop) -> None:
-    upstreams = Upstreams(loop, max_connections=4, reissue=False)
+def test_without_reissue_nothing_is_divided(upstreams: Upstreams) -> None:
     start_endgame(upstreams)
+    upstreams.pool.reissue = False
     assert upstreams.take_all() == []
 
 
@@ -312,6 +353,7 @@ def test_neither_reads_nor_unanswered_ranges_are_divided(upstreams: Upstreams) -
     unanswered = upstreams.fill(REQUEST_SIZE)
     upstreams.want(unanswered)
     taken = upstreams.take_all()
+    upstreams.pool.reissue = True
     next(fetch for fetch in taken if fetch.bulk).first_byte = None
     upstreams.pass_seconds(1.0, dict.fromkeys(taken[:1], float(MIB)))
     assert upstreams.take_all() == []
@@ -322,7 +364,7 @@ def test_neither_reads_nor_unanswered_ranges_are_divided(upstreams: Upstreams) -
 def test_divided_ranges_still_tile_the_blob(
     loop: asyncio.AbstractEventLoop, progress: list[int], connections: int
 ) -> None:
-    upstreams = Upstreams(loop, max_connections=3 + connections)
+    upstreams = Upstreams(loop, max_connections=3 + connections, reissue=False)
     fill = upstreams.fill(3 * REQUEST_SIZE)
     fill.may_waste = lambda count, least=0: True  # type: ignore[method-assign]
     upstreams.want(fill)
@@ -330,218 +372,10 @@ def test_divided_ranges_still_tile_the_blob(
     for fetch, megabytes in zip(taken, progress, strict=True):
         upstreams.answer(fetch)
         upstreams.bring(fetch, megabytes * MIB - 5)
+    upstreams.pool.reissue = True
     upstreams.pass_seconds(1.0, dict.fromkeys(taken, 1000.0))
     assert [fetch for fetch in taken if fetch.cut_reason is not None] == []
     spans = sorted(bounds(taken + upstreams.take_all()))
     assert spans[0][0] == 0
     assert spans[-1][1] == fill.size
     assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
-
-
-# --- what is late ---
-
-
-def eight_running(upstreams: Upstreams) -> list[Fetch]:
-    upstreams.want(upstreams.fill(2048 * MIB))
-    taken = upstreams.take_all()
-    assert len(taken) == 8
-    return taken
-
-
-def test_a_range_far_behind_its_peers_is_asked_for_afresh(loop: asyncio.AbstractEventLoop) -> None:
-    upstreams = Upstreams(loop, max_connections=8)
-    running = eight_running(upstreams)
-    rates = dict.fromkeys(running, 5.0 * MIB) | {running[3]: 0.5 * MIB}
-    upstreams.pass_seconds(1.5, rates)
-    assert [fetch for fetch in running if fetch.cut_reason is not None] == [running[3]]
-    upstreams.finish(running[3])
-    (again,) = upstreams.take_all()
-    assert (again.start, again.stop) == (running[3].committed, running[3].stop)
-
-
-def test_ranges_that_are_all_slow_are_left_alone(loop: asyncio.AbstractEventLoop) -> None:
-    upstreams = Upstreams(loop, max_connections=8)
-    running = eight_running(upstreams)
-    upstreams.pass_seconds(1.0, dict.fromkeys(running, 5.0 * MIB))
-    upstreams.pass_seconds(5.0, dict.fromkeys(running, 0.2 * MIB))
-    assert not [fetch for fetch in running if fetch.cut_reason is not None]
-
-
-def test_an_upstream_that_stands_still_for_a_moment_is_borne(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    upstreams = Upstreams(loop, max_connections=8)
-    running = eight_running(upstreams)
-    upstreams.pass_seconds(3.0, dict.fromkeys(running, 0.0))
-    upstreams.pass_seconds(3.0, dict.fromkeys(running, 1.0 * MIB))
-    assert not [fetch for fetch in running if fetch.cut_reason is not None]
-
-
-def test_a_range_that_is_nearly_done_is_left_alone(loop: asyncio.AbstractEventLoop) -> None:
-    upstreams = Upstreams(loop, max_connections=8)
-    running = eight_running(upstreams)
-    upstreams.bring(running[3], REQUEST_SIZE - MIB // 2)
-    rates = dict.fromkeys(running, 5.0 * MIB) | {running[3]: 0.4 * MIB}
-    upstreams.pass_seconds(1.0, rates)
-    assert running[3].cut_reason is None
-
-
-def test_without_reissue_the_slow_are_waited_for(loop: asyncio.AbstractEventLoop) -> None:
-    upstreams = Upstreams(loop, max_connections=8, reissue=False)
-    running = eight_running(upstreams)
-    upstreams.pass_seconds(3.0, dict.fromkeys(running, 5.0 * MIB) | {running[3]: 100_000.0})
-    assert running[3].cut_reason is None
-
-
-def test_an_upstream_that_sends_no_byte_is_given_up_by_the_first_byte_deadline(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    upstreams = Upstreams(loop, max_connections=1, deadlines=Deadlines(first_byte=3.0))
-    upstreams.want(upstreams.fill())
-    fetch = upstreams.pool.next_fetch()
-    assert fetch is not None
-    fetch.request_sent = upstreams.clock.now
-    upstreams.pass_seconds(3.0)
-    assert fetch.cut_reason is None
-    upstreams.pass_seconds(0.25)
-    reason = fetch.cut_reason
-    assert reason is not None
-    assert (reason.ending, reason.key, reason.value) == (Ending.DEADLINE, "first_byte", "3s")
-    assert "ghcr.io sent no byte within 3.2 s" in reason.text
-
-
-def test_a_range_that_waits_for_its_connection_is_not_held_to_the_first_byte_deadline(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    upstreams = Upstreams(loop, max_connections=1, deadlines=Deadlines(first_byte=3.0))
-    upstreams.want(upstreams.fill())
-    fetch = upstreams.pool.next_fetch()
-    assert fetch is not None
-    upstreams.pass_seconds(60.0)
-    assert fetch.cut_reason is None
-
-
-def test_a_stalled_range_is_given_up_by_the_stall_deadline(loop: asyncio.AbstractEventLoop) -> None:
-    deadlines = Deadlines(stall=2.0, stall_rate=1000)
-    upstreams = Upstreams(loop, max_connections=1, deadlines=deadlines)
-    upstreams.want(upstreams.fill())
-    (fetch,) = upstreams.take_all()
-    upstreams.pass_seconds(10.0, {fetch: 2000.0})
-    assert fetch.cut_reason is None
-    upstreams.pass_seconds(4.5, {fetch: 40.0})
-    reason = fetch.cut_reason
-    assert reason is not None
-    assert (reason.ending, reason.key, reason.value) == (Ending.DEADLINE, "stall", "2s")
-    assert "less than stall_rate 1000 bytes/s" in reason.text
-    assert f"up to byte {fetch.committed}" in reason.text
-
-
-# --- how many connections ---
-
-
-def grow(upstreams: Upstreams, total_rate: float, seconds: int) -> list[int]:
-    """The limit after each second in which all connections share a rate."""
-    limits = []
-    for _ in range(seconds):
-        for fetch in list(upstreams.pool.active):
-            if fetch.remaining == 0:
-                upstreams.finish(fetch)
-        upstreams.take_all()
-        holding = upstreams.pool.holding
-        upstreams.pass_seconds(1.0, dict.fromkeys(holding, total_rate / len(holding)))
-        limits.append(upstreams.pool.limit)
-    return limits
-
-
-def test_connections_grow_while_the_throughput_grows_with_them(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    upstreams = Upstreams(loop, reissue=False)
-    upstreams.want(upstreams.fill(1 << 36))
-    assert upstreams.pool.limit == START_CONNECTIONS == 8
-    limits = [grow(upstreams, upstreams.pool.limit * 1.0 * MIB, 1)[0] for _ in range(20)]
-    assert limits[:3] == [10, 12, 14]
-    assert max(limits) <= MOST_CONNECTIONS
-    assert limits == sorted(limits)[: len(limits)] or limits[-1] < max(limits)
-
-
-def test_connections_that_bring_nothing_more_are_given_back_for_good(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    upstreams = Upstreams(loop, reissue=False)
-    upstreams.want(upstreams.fill(1 << 36))
-    assert grow(upstreams, 80.0 * MIB, 6) == [10, 8, 8, 8, 8, 8]
-
-
-def test_idle_connections_are_no_reason_to_grow(loop: asyncio.AbstractEventLoop) -> None:
-    upstreams = Upstreams(loop, reissue=False)
-    upstreams.want(upstreams.fill(4 * REQUEST_SIZE))
-    assert grow(upstreams, 1000.0, 5) == [8] * 5
-
-
-def test_a_configured_number_is_kept(upstreams: Upstreams) -> None:
-    upstreams.want(upstreams.fill(1 << 36))
-    assert grow(upstreams, 8.0 * MIB, 3) == [4, 4, 4]
-
-
-def test_a_throttled_upstream_is_left_alone_and_then_asked_by_fewer(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    upstreams = Upstreams(loop)
-    upstreams.want(upstreams.fill())
-    upstreams.pool.throttled(10.0)
-    assert upstreams.take_all() == []
-    upstreams.clock.now += 9.9
-    assert upstreams.take_all() == []
-    upstreams.clock.now += 0.1
-    assert len(upstreams.take_all()) == 4
-
-
-def test_a_burst_of_throttled_answers_counts_once(loop: asyncio.AbstractEventLoop) -> None:
-    """Eight ranges that are refused together are one refusal; the longest pause stands."""
-    upstreams = Upstreams(loop)
-    upstreams.want(upstreams.fill())
-    for seconds in (1.0, 5.0, 2.0):
-        upstreams.pool.throttled(seconds)
-    upstreams.clock.now += 4.9
-    assert upstreams.take_all() == []
-    upstreams.clock.now += 0.1
-    assert len(upstreams.take_all()) == 4
-    upstreams.pool.throttled(1.0)
-    upstreams.pool.throttled(1.0)
-    assert upstreams.pool.limit == 2
-    for _ in range(9):
-        upstreams.clock.now += 1.0
-        upstreams.pool.throttled(1.0)
-    assert upstreams.pool.limit == 1
-
-
-# --- upstreams without ranges ---
-
-
-def test_without_ranges_there_is_one_connection_a_blob(upstreams: Upstreams) -> None:
-    first, second = upstreams.fill(), upstreams.fill()
-    upstreams.want(first)
-    upstreams.want(second)
-    upstreams.pool.without_ranges()
-    assert {fetch.fill for fetch in upstreams.take_all()} == {first, second}
-    assert len(upstreams.pool.active) == 2
-
-
-def test_ranges_are_tried_again_after_a_while(upstreams: Upstreams) -> None:
-    upstreams.pool.without_ranges()
-    upstreams.pass_seconds(590.0, step=10.0)
-    assert not upstreams.pool.ranges
-    upstreams.pass_seconds(10.0, step=10.0)
-    assert upstreams.pool.ranges
-
-
-# --- back-off ---
-
-
-def test_the_back_off_grows_is_capped_and_has_jitter(upstreams: Upstreams) -> None:
-    for attempts in (0, 1, 2, 5, 10, 5000):
-        waits = {upstreams.pool.back_off(attempts) for _ in range(50)}
-        expected = min(5.0, 0.1 * 2.0 ** min(attempts, 20))
-        assert len(waits) > 1
-        assert all(0.5 * expected <= wait <= 1.5 * expected for wait in waits)

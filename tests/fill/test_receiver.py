@@ -351,6 +351,12 @@ def test_a_range_that_goes_beyond_the_blob_ends_with_it(
     assert fetch.stop == SIZE
 
 
+def test_a_body_without_a_head_is_turned_down(fill: Fill, admission: WritingAdmission) -> None:
+    receiver = receiver_for(fetch_of(fill), admission)
+    assert not receiver.feed(bytes(2 * MIB))
+    assert receiver.finished(None).ending is Ending.NETWORK
+
+
 def test_an_answer_without_a_head_is_an_error_of_the_network(
     fill: Fill, admission: WritingAdmission
 ) -> None:

@@ -145,6 +145,10 @@ class Scheduling(RuleBasedStateMachine):
             if unit not in model.here
         )
         assert lacking <= table.missing_bytes() <= min(geometry.size, lacking + UNIT_SIZE)
+        assert table.unclaimed_bytes() in range(
+            min(geometry.size, max(0, len(free) * UNIT_SIZE - UNIT_SIZE)),
+            min(geometry.size, len(free) * UNIT_SIZE) + 1,
+        )
         reached = table.reached(0, geometry.size)
         first = min(set(range(geometry.units)) - model.here, default=None)
         assert reached == (geometry.size if first is None else first * UNIT_SIZE)

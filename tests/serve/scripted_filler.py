@@ -206,7 +206,7 @@ class ScriptedFiller:
             case "close":
                 for stored in self._objects.values():
                     stored.handles.pop(int(str(message["handle"])), None)
-            case "follow" | "unfollow" | "touch":
+            case "follow" | "unfollow" | "touch" | "suspect":
                 pass
             case _:
                 talk.send({"type": "ok", "id": number})

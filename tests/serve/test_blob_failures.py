@@ -4,6 +4,7 @@ import pytest
 
 from headstart.content.digest import Digest
 from headstart.store.errors import FillFailed
+from headstart.store.geometry import UNIT_SIZE
 from proxy.serve import arrivals, blob_answers
 from tests.serve.running_server import MIB, Client, descriptors_return, wait_until
 from tests.serve.scripted_filler import ScriptedFiller
@@ -122,6 +123,17 @@ def test_file_that_was_cut_behind_our_back_resets_and_is_opened_anew(
     with server.client() as again:
         get(again, digest, "bytes=0-0")
     assert len(filler.messages("open")) == 2
+
+
+def test_what_lies_before_an_open_ended_range_may_fail_too(
+    filler: ScriptedFiller, client: Client
+) -> None:
+    digest = filler.add_blob(PAYLOAD)
+    ask(client, digest, f"bytes={SIZE - 1000}-")
+    await_wants(filler, 2)
+    filler.bring(digest, start=SIZE // UNIT_SIZE * UNIT_SIZE)
+    filler.fail(digest, FillFailed("upstream", "it went away"))
+    assert client.response().status == 503
 
 
 # --- the filler and the client come and go ---

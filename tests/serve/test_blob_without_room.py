@@ -1,8 +1,11 @@
 """A full cache disk fails no pull: bytes pass through, checked as ever."""
 
+import time
+
 import pytest
 
 from headstart.store.errors import FillFailed
+from proxy.serve import blob_answers
 from tests.doubles.scripted_upstream import Rule, ScriptedUpstream
 from tests.serve.running_server import MIB, Client
 from tests.serve.scripted_filler import ScriptedFiller
@@ -106,3 +109,30 @@ def test_f27_upstream_that_ends_early_resets(
     ask(client, digest)
     client.head()
     assert len(read_until_cut(client)) < SIZE
+
+
+def test_f27_head_goes_out_alone_when_the_upstream_takes_long(
+    filler: ScriptedFiller,
+    client: Client,
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blob_answers, "HEAD_SECONDS", 0.2)
+    digest = with_upstream(upstream, filler)
+    filler.refuse(digest, SPACE)
+    upstream.add_rule(Rule(path="/blobs/", method="GET", delay=1.0))
+    began = time.monotonic()
+    ask(client, digest)
+    assert client.head().status == 200
+    assert time.monotonic() - began < 0.9
+    assert client.exactly(SIZE) == PAYLOAD
+
+
+@pytest.mark.parametrize(("status", "seen"), [(404, 404), (500, 503), (401, 404)])
+def test_f27_upstream_that_refuses_has_a_status(
+    filler: ScriptedFiller, client: Client, upstream: ScriptedUpstream, status: int, seen: int
+) -> None:
+    digest = with_upstream(upstream, filler)
+    filler.refuse(digest, SPACE)
+    upstream.add_rule(Rule(path="/blobs/", method="GET", status=status))
+    assert get(client, digest).status == seen
