@@ -53,6 +53,7 @@ ip iproute2
 mkfs.ext4 e2fsprogs
 strace strace
 curl curl
+systemd-analyze systemd
 PACKAGES
     if [ "$purpose" = bench ]; then
         command -v wrk >/dev/null || echo wrk

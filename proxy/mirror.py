@@ -187,6 +187,7 @@ class MirrorServer(uvicorn.Server):
         self._application = application
         self._control = control
         self._opening: asyncio.Task[None] | None = None
+        self._controlled = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and go on to open the control socket."""
@@ -202,7 +203,8 @@ class MirrorServer(uvicorn.Server):
         self._application.about_to_stop()
         await super().shutdown(sockets)
         with contextlib.suppress(OSError):
-            if self.refusal is None:
+            # Where it was never opened, the socket is that of another daemon.
+            if self._controlled:
                 self._control.unlink()
 
     async def _open_control(self) -> None:
@@ -222,6 +224,7 @@ class MirrorServer(uvicorn.Server):
                     self.should_exit = True
                     return
             await asyncio.sleep(_CONTROL_PAUSE_SECONDS)
+        self._controlled = True
         self.servers.append(await loop.create_server(self._plain_protocol, sock=listener))
 
     def _plain_protocol(self) -> asyncio.Protocol:

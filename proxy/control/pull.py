@@ -67,6 +67,13 @@ class Pull:
         """For how long no request has been open."""
         return 0.0 if self.open_requests else time.monotonic() - self.active_at
 
+    def is_over_for(self, tag: str | None, agent: str) -> bool:
+        """Whether a manifest for this tag (None: by digest) and program begins another pull."""
+        if self.open_requests:
+            return False
+        other_tag = None not in (tag, self.tag) and tag != self.tag
+        return other_tag or (bool(self.agent) and agent != self.agent)
+
     def fail(self, reason: str) -> None:
         """Count a request that ended early, with the reason; queries of URLs are left out."""
         self.failed += 1

@@ -71,12 +71,16 @@ class PullBook:
         manifest: Manifest | Index | None,
     ) -> None:
         """A manifest or index went to a client, which asked for it by ``reference``."""
+        tag = None if ":" in reference else reference
+        agent = printable(user_agent, LONGEST_AGENT)
         pull = self._pull(client, upstream, repository)
+        if pull.is_over_for(tag, agent) and pull is not self._others:
+            self._end(pull)
+            pull = self._pull(client, upstream, repository)
         pull.active_at = monotonic()
         pull.requests += 1
-        pull.agent = printable(user_agent, LONGEST_AGENT)
-        if ":" not in reference:
-            pull.tag = reference
+        pull.agent = agent
+        pull.tag = tag or pull.tag
         if pull.digest is None or not isinstance(manifest, Index):
             pull.digest = digest
         if isinstance(manifest, Manifest):

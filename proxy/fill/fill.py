@@ -158,6 +158,11 @@ class Intake:
                 )
             if fill.stream is not None and fill.stream is not fetch:
                 return Outcome(Ending.CUT, "another connection already brings the whole blob")
+            length = min(fetch.stop, known) - fetch.start
+            if fill.files is not None and 0 < length <= fill.files.map.available(
+                fetch.start, length
+            ):
+                return Outcome(Ending.CUT, "another connection has brought it meanwhile")
             if fill.files is None:
                 refused = self._create(known)
                 if refused is not None:

@@ -35,7 +35,7 @@ from proxy.fill.filler import Filler, FillSettings
 from proxy.fill.quota import Quota, water_marks
 from proxy.fill.records import BlobRecords
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("proxy.fill.process")  # __name__ is __main__ here
 
 BAD_CONFIGURATION = 2
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

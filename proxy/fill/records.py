@@ -122,8 +122,10 @@ class BlobRecords:
                 logger.warning("index: %s is no digest; left out", name[:100])
 
     def _from_files(self) -> Iterator[tuple[Digest, BlobRecord]]:
-        logger.warning("index: new; the blobs are entered from their files")
-        for digest in sorted(self._digests_on_disk()):
+        found = sorted(self._digests_on_disk())
+        if found:
+            logger.warning("index: new; %d blobs are entered from their files", len(found))
+        for digest in found:
             record = self._read_files(digest)
             known = self.get(digest)
             if known is not None:

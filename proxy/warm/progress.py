@@ -137,11 +137,15 @@ class Bars:
         self._move(digest, label, layer["size"], layer["done"], pace, visible)
 
     def _move(self, key: str, label: str, size: int, done: int, pace: str, visible: bool) -> None:
-        if key not in self._bars:
-            self._bars[key] = self._progress.add_task(label, pace=pace)
-        self._progress.update(
-            self._bars[key], total=size, completed=done, visible=visible, pace=pace
-        )
+        if key in self._bars:
+            self._progress.update(
+                self._bars[key], total=size, completed=done, visible=visible, pace=pace
+            )
+        else:
+            # Drawn at once: with its real size, not with rich's 100.
+            self._bars[key] = self._progress.add_task(
+                label, total=size, completed=done, visible=visible, pace=pace
+            )
 
 
 def _pace(state: str, rate: float, seconds_left: float | None) -> str:

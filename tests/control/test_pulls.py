@@ -35,9 +35,11 @@ def book(figures: Callable[[], Awaitable[Figures | None]] = no_figures) -> PullB
     return PullBook(figures, idle_seconds=IDLE)
 
 
-def serve_manifest(pulls: PullBook, client: str = "10.0.0.1", reference: str = "1.2") -> None:
+def serve_manifest(
+    pulls: PullBook, client: str = "10.0.0.1", reference: str = "1.2", agent: str = AGENT
+) -> None:
     pulls.manifest_served(
-        client, AGENT, HOST, "team/app", reference, str(Digest.of(b"m")), MANIFEST
+        client, agent, HOST, "team/app", reference, str(Digest.of(b"m")), MANIFEST
     )
 
 
@@ -123,6 +125,36 @@ def test_a_tag_names_the_image_and_a_digest_where_there_is_none() -> None:
             running = pulls.describe()["running"]
             assert running[0]["image"] == f"{HOST}/team/app:1.2"
             assert running[0]["digest"] == digest
+
+    run(test)
+
+
+def test_another_tag_and_another_program_begin_another_pull() -> None:
+    async def test() -> None:
+        async with book() as pulls:
+            serve_manifest(pulls)
+            serve_layer(pulls)
+            serve_manifest(pulls, reference="1.3")
+            serve_layer(pulls)
+            serve_manifest(pulls, reference="1.3", agent="skopeo/1.9")
+            recent = await ended(pulls, 3)
+            assert [(pull["image"][-3:], pull["agent"], pull["bytes"]) for pull in recent] == [
+                ("1.3", "skopeo/1.9", 0),
+                ("1.3", AGENT, 4 * MIB),
+                ("1.2", AGENT, 4 * MIB),
+            ]
+
+    run(test)
+
+
+def test_another_tag_while_bytes_are_sent_is_the_same_pull() -> None:
+    async def test() -> None:
+        async with book() as pulls:
+            serve_manifest(pulls)
+            with pulls.blob("10.0.0.1", HOST, "team/app", str(LAYER.digest), LAYER.size):
+                serve_manifest(pulls, reference="1.3")
+                assert pulls.running == 1
+            assert len(await ended(pulls)) == 1
 
     run(test)
 

@@ -37,6 +37,11 @@ FETCH: dict[str, object] = {
 }
 """Several ranges even of a small blob, and waits that a test can afford."""
 
+PATIENT: dict[str, object] = {
+    "deadlines": {"connect": "10s", "first_byte": "20s", "stall": "20s"},
+}
+"""For tests of other things than deadlines: however busy the machine is, none passes."""
+
 
 _seeds = itertools.count()
 

@@ -1,11 +1,13 @@
 """Faults 1 to 8: bodies that end early, lie about their range, or have no length."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from tests.doubles.scripted_upstream import ScriptedUpstream
-from tests.faults.reading import End, Reply
+from tests.doubles.scripted_upstream import Rule
+from tests.faults.reading import End
 from tests.faults.setting import (
     MIB,
     REPOSITORY,
@@ -108,29 +110,46 @@ def test_f03_a_small_blob_sent_whole_says_nothing_about_ranges(setting: Setting)
 
 # --- 4, 5, 6: a 206 that is not what was asked for ---
 
+
+def earlier(content: bytes, **chosen: Any) -> Rule:
+    """An honest answer to another question: the bytes of 4 KiB further to the front."""
+    shifted = bytes(4096) + content
+    return of_blobs(payload=shifted, range_shift=-4096, range_total=len(content), **chosen)
+
+
+def of_another_size(content: bytes, **chosen: Any) -> Rule:
+    return of_blobs(range_total=len(content) + 1000, **chosen)
+
+
+def without_content_range(content: bytes, **chosen: Any) -> Rule:
+    return of_blobs(without_content_range=True, **chosen)
+
+
 WRONG = {
-    "4-start": {"range_shift": 1000},
-    "5-total": {"range_total": SIZE + 1000},
-    "6-no-content-range": {"without_content_range": True},
+    "4-start": earlier,
+    "5-total": of_another_size,
+    "6-no-content-range": without_content_range,
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
 def test_f04_f05_f06_wrong_206_is_rejected_and_asked_for_again(
-    setting: Setting, wrong: dict[str, object]
+    setting: Setting, wrong: Callable[..., Rule]
 ) -> None:
     content = new_content(SIZE)
-    upstream, digest = scripted(setting, content, of_blobs(skip=1, times=2, **wrong))
+    upstream, digest = scripted(setting, content, wrong(content, skip=1, times=2))
     pulls(setting, upstream.host, digest, content)
     assert len(upstream.blob_requests()) > 4
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_f04_f05_f06_wrong_206_each_time_is_502(setting: Setting, wrong: dict[str, object]) -> None:
+def test_f04_f05_f06_wrong_206_each_time_is_502(
+    setting: Setting, wrong: Callable[..., Rule]
+) -> None:
     content = new_content(SIZE)
     upstream, digest = scripted(setting, content)
     assert setting.blob(upstream.host, digest, "0-9").complete
-    upstream.add_rule(of_blobs(**wrong))
+    upstream.add_rule(wrong(content))
     reply = setting.blob(upstream.host, digest, "2000000-2000009", patience=PATIENCE)
     assert reply.status == 502, reply
     upstream.clear_rules()
@@ -139,8 +158,9 @@ def test_f04_f05_f06_wrong_206_each_time_is_502(setting: Setting, wrong: dict[st
 
 def test_f04_wrong_start_of_the_first_answer_is_502(setting: Setting) -> None:
     content = new_content(SIZE)
-    upstream, digest = scripted(setting, content, of_blobs(range_shift=1000))
-    assert setting.blob(upstream.host, digest, patience=PATIENCE).status == 502
+    upstream, digest = scripted(setting, content, earlier(content))
+    bounds = "2000000-2000009"
+    assert setting.blob(upstream.host, digest, bounds, patience=PATIENCE).status == 502
     upstream.clear_rules()
     pulls(setting, upstream.host, digest, content)
 
@@ -164,30 +184,30 @@ def test_f06_missing_content_range_of_the_first_answer_is_502(setting: Setting) 
 
 
 def test_f07_chunked_answers_are_accepted_when_size_and_digest_match(setting: Setting) -> None:
-    content = new_content(SIZE)
     for whole in (False, True):
-        rule = of_blobs(chunked=True, ignore_range=whole)
+        content = new_content(SIZE)
+        rule = of_blobs(chunked=True, ignore_range=whole, rate=8 * MIB)
         upstream, digest = scripted(setting, content, rule)
         pulls(setting, upstream.host, digest, content)
+        assert upstream.blob_bytes_sent() <= 2 * SIZE
 
 
 def test_f07_chunked_body_of_another_size_or_content_is_refused(setting: Setting) -> None:
-    content = new_content(SIZE)
-    others = (content[:-5], content[:-5] + b"other", content + b"more")
-    tries = [
-        scripted(setting, content, of_blobs(chunked=True, ignore_range=True, payload=other))
-        for other in others
-    ]
+    def other_than(content: bytes, number: int) -> bytes:
+        return (content[:-5], content[:-5] + b"other", content + b"more")[number]
 
-    def ask(upstream: ScriptedUpstream, digest: str) -> Reply:
-        return setting.blob(upstream.host, digest, patience=PATIENCE)
-
-    with ThreadPoolExecutor(len(tries)) as clients:
-        for reply in clients.map(lambda given: ask(*given), tries):
-            assert not right_or_error(reply, content), reply
-    for upstream, digest in tries:
+    def ask(number: int) -> None:
+        content = new_content(SIZE)
+        wrong = other_than(content, number)
+        rule = of_blobs(chunked=True, ignore_range=True, payload=wrong)
+        upstream, digest = scripted(setting, content, rule)
+        reply = setting.blob(upstream.host, digest, patience=PATIENCE)
+        assert not right_or_error(reply, content), reply
         upstream.clear_rules()
         pulls(setting, upstream.host, digest, content)
+
+    with ThreadPoolExecutor(3) as clients:
+        assert list(clients.map(ask, range(3))) == [None] * 3
 
 
 def test_f08_close_delimited_truncation_is_never_committed(setting: Setting) -> None:

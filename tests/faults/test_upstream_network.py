@@ -93,6 +93,9 @@ def test_f20_upstream_that_cannot_be_reached_is_an_error_in_time(unreachable: Un
         asked = {why: clients.submit(ask, host) for why, host in unreachable.hosts.items()}
         outcomes = {why: one.result() for why, one in asked.items()}
     assert outcomes == {why: [(503, True)] * 3 for why in unreachable.hosts}
+    hole = unreachable.hosts["packets dropped"]
+    reply = setting.blob(hole, NO_DIGEST, patience=PATIENCE)
+    assert b"fetch.deadlines.connect" in reply.body, reply.body
 
 
 def test_f20_good_certificate_is_believed(unreachable: Unreachable) -> None:

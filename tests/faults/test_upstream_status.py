@@ -37,7 +37,8 @@ def test_f15_token_that_ends_in_mid_pull_is_renewed_once_for_all(setting: Settin
     upstream.connection_rate = 2 * MIB
 
     def end_it() -> None:
-        while upstream.blob_bytes_sent() < 2 * MIB:
+        deadline = time.monotonic() + PATIENCE
+        while upstream.blob_bytes_sent() < 2 * MIB and time.monotonic() < deadline:
             time.sleep(0.01)
         service.revoke()
 
@@ -79,7 +80,8 @@ def test_f16_signed_urls_that_are_never_good_are_given_up(setting: Setting, stat
     storage = setting.upstream()
     upstream.redirect_blobs(storage, uses=0, expired_status=status)
     reply = setting.blob(upstream.host, digest, patience=PATIENCE)
-    assert reply.status in (502, 503), reply
+    assert reply.status == 503, reply
+    assert b"for a signed URL" in reply.body
     assert len(storage.blob_requests()) <= 20
     upstream.redirect_blobs(storage)
     pulls(setting, upstream.host, digest, content)
@@ -119,6 +121,8 @@ def test_f17_loop_of_401_ends_in_an_error_without_a_challenge(
         assert reply.status == 404, reply
         assert "www-authenticate" not in reply.fields
     assert len(upstream.requests) <= 40
+    if isinstance(upstream.access, TokenService):
+        assert upstream.access.made <= 8, "both processes believe in a loop for a while"
 
 
 # --- 18: throttling ---

@@ -43,6 +43,14 @@ def test_ranges_that_are_all_slow_are_left_alone(loop: asyncio.AbstractEventLoop
     assert not [fetch for fetch in running if fetch.cut_reason is not None]
 
 
+def test_a_range_that_is_merely_slower_is_left_alone(loop: asyncio.AbstractEventLoop) -> None:
+    """A new connection begins slowly too: only what is far behind is worth one."""
+    upstreams = Upstreams(loop, max_connections=8)
+    running = eight_running(upstreams)
+    upstreams.pass_seconds(2.0, dict.fromkeys(running, 5.0 * MIB) | {running[3]: 2.0 * MIB})
+    assert running[3].cut_reason is None
+
+
 def test_an_upstream_that_stands_still_for_a_moment_is_borne(
     loop: asyncio.AbstractEventLoop,
 ) -> None:

@@ -56,14 +56,18 @@ def test_a_second_pull_asks_the_upstream_for_the_tag_and_for_no_blob(
     assert all(target.endswith("/manifests/v1") for target in asked), asked
 
 
-def test_the_mirror_says_what_it_had_and_who_pulled(plain: Mirrored, small_image: Image) -> None:
-    plain.push(small_image, f"{REPOSITORY}:headers")
+def test_the_mirror_says_what_it_had_and_who_pulled(
+    plain: Mirrored, images: dict[str, Image]
+) -> None:
+    # One that no other test has pulled through this mirror.
+    image = images["skopeo"]
+    plain.push(image, f"{REPOSITORY}:headers")
     api = RegistryApi(plain.mirror.url)
-    layer = small_image.platform().layers[0]
+    layer = image.platform().layers[0]
     target = f"/v2/{REPOSITORY}/blobs/{layer.digest}?ns={HOST}"
     manifest = f"/v2/{REPOSITORY}/manifests/headers?ns={HOST}"
     first = api.call("GET", manifest, headers={"Accept": ACCEPT})
-    assert first.headers["docker-content-digest"] == small_image.top.digest
+    assert first.headers["docker-content-digest"] == image.top.digest
     assert first.headers["oci-namespace"] == HOST
     caches = []
     for _ in range(2):
@@ -74,9 +78,9 @@ def test_the_mirror_says_what_it_had_and_who_pulled(plain: Mirrored, small_image
     assert caches[0] in ("miss", "partial")
     assert caches[1] == "hit"
     told = plain.mirror.ask("/pulls")
-    image = f"{HOST}/{REPOSITORY}:headers"
-    (pull,) = [pull for pull in told["running"] + told["recent"] if pull["image"] == image]
-    assert pull["digest"] == small_image.top.digest
+    name = f"{HOST}/{REPOSITORY}:headers"
+    (pull,) = [pull for pull in told["running"] + told["recent"] if pull["image"] == name]
+    assert pull["digest"] == image.top.digest
     assert pull["bytes"] == 2 * layer.size
 
 

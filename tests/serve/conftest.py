@@ -37,3 +37,10 @@ def client(server: Serving) -> Iterator[Client]:
     """A connection to ``server``."""
     with server.client() as connected:
         yield connected
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptedUpstream]:
+    """A scripted upstream without content, for tests that need no server."""
+    with ScriptedUpstream() as running:
+        yield running

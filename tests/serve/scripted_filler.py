@@ -95,7 +95,7 @@ class ScriptedFiller:
         self._run(listen())
 
     def stop(self) -> None:
-        """Leave, as a filler that dies; its files stay."""
+        """Leave, as a filler that dies; its files stay. Clients have been greeted by then."""
 
         async def leave() -> None:
             if self._server is not None:

@@ -162,9 +162,13 @@ def test_hits_need_no_filler(filler: ScriptedFiller, client: Client) -> None:
 
 
 def test_filler_that_stays_away_is_503(
-    filler: ScriptedFiller, client: Client, monkeypatch: pytest.MonkeyPatch
+    filler: ScriptedFiller,
+    server: Serving,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blob_answers, "OPEN_SECONDS", 0.3)
+    wait_until(lambda: server.services.filler.connected)
     filler.stop()
     response = get(client, "sha256:" + "1" * 64)
     assert response.status == 503

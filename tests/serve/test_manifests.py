@@ -1,128 +1,38 @@
-"""Manifests and tags: from the store, from the upstream, and while the upstream is down."""
+"""Manifests by digest, what is no manifest, and what clients accept."""
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
 from headstart.content.manifest import (
-    ACCEPT,
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
     Index,
     Manifest,
 )
-from headstart.registry.client import RegistryClient
 from headstart.registry.errors import (
-    UpstreamDenied,
     UpstreamMissing,
     UpstreamProtocol,
-    UpstreamThrottled,
-    UpstreamUnavailable,
 )
-from headstart.registry.retry import Retry
-from headstart.registry.upstream import Upstream
-from proxy.serve.grants import GRANT_SECONDS, Grants
-from proxy.serve.kept import Kept, Moment
-from proxy.serve.manifests import Manifests
-from proxy.serve.records import AsyncIndex
 from tests.doubles.scripted_upstream import (
-    BasicAccess,
     Rule,
     ScriptedUpstream,
-    basic_authorization,
     captive_page,
 )
 from tests.registry.upstreams import upstream_of
-
-REPOSITORY = "team/app"
-BLOB = {"mediaType": "application/x", "digest": str(Digest.of(b"layer")), "size": 5}
-HOUR = 3600.0
-
-
-def document(kind: str = OCI_MANIFEST, **more: object) -> bytes:
-    content: dict[str, object] = {"schemaVersion": 2, "mediaType": kind, **more}
-    if "index" in kind or "list" in kind:
-        content.setdefault("manifests", [])
-    else:
-        content.update(config=BLOB, layers=[BLOB])
-    return json.dumps(content).encode()
-
-
-BODY = document()
-OTHER = document(annotations={"version": "2"})
-
-
-class Stage:
-    """One upstream (several where a test wants more), an index, and clocks that a test turns."""
-
-    def __init__(self, directory: Path, **settings: Any) -> None:
-        self.wall = 1_000_000.0
-        self.uptime = 500.0
-        self.settings = settings
-        self.directory = directory
-        self.expected: list[tuple[str, str]] = []
-        self.clients: dict[str, RegistryClient] = {}
-        self.find: Callable[..., Awaitable[Any]]
-
-    def pass_time(self, seconds: float) -> None:
-        self.wall += seconds
-        self.uptime += seconds
-
-    @asynccontextmanager
-    async def open(self, *upstreams: Upstream) -> Any:
-        index = AsyncIndex(self.directory, lambda: True)
-        self.clients = {
-            given.host: RegistryClient(given, retry=Retry(first_delay=0.01)) for given in upstreams
-        }
-        manifests = Manifests(
-            self.clients,
-            Kept(index, lambda: Moment(self.wall, self.uptime, "boot")),
-            Grants(lambda: self.uptime),
-            expect=lambda host, repository, _: self.expected.append((host, repository)),
-            **self.settings,
-        )
-
-        async def find(reference: str, **changes: Any) -> Any:
-            given = {
-                "upstream": upstreams[0],
-                "repository": REPOSITORY,
-                "reference": reference,
-                "accept": ACCEPT,
-                **changes,
-            }
-            return await manifests.find(**given)
-
-        self.find = find
-        try:
-            yield manifests
-        finally:
-            await manifests.aclose()
-            await index.aclose()
-            for client in self.clients.values():
-                await client.aclose()
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedUpstream]:
-    with ScriptedUpstream() as running:
-        yield running
-
-
-def play(stage: Stage, upstreams: tuple[Upstream, ...], act: Callable[[], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with stage.open(*upstreams):
-            await act()
-
-    asyncio.run(run())
-
+from tests.serve.manifest_stage import (
+    BLOB,
+    BODY,
+    HOUR,
+    REPOSITORY,
+    Stage,
+    document,
+    play,
+)
 
 # --- by digest ---
 
@@ -298,197 +208,6 @@ def test_malformed_references_are_not_asked_for(
     assert registry.requests == []
 
 
-# --- tags ---
-
-
-def test_tag_is_revalidated_each_time(registry: ScriptedUpstream, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        assert (await stage.find("latest")).cache == "miss"
-        assert (await stage.find("latest")).cache == "hit"
-        registry.add_manifest(REPOSITORY, OTHER, tags=["latest"])
-        assert (await stage.find("latest")).body == OTHER
-
-    play(stage, (upstream_of(registry),), act)
-    assert len(registry.requests_to("latest$", "HEAD")) == 3
-
-
-def test_tag_ttl_saves_the_question(registry: ScriptedUpstream, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, tag_ttl=60.0)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest")
-        registry.add_manifest(REPOSITORY, OTHER, tags=["latest"])
-        stage.pass_time(59)
-        assert (await stage.find("latest")).body == BODY
-        stage.wall -= 30  # a clock that was set back makes nothing young
-        stage.uptime += 2
-        assert (await stage.find("latest")).body == OTHER
-
-    play(stage, (upstream_of(registry),), act)
-
-
-def test_upstream_without_digests_in_its_head_is_asked_by_get(
-    registry: ScriptedUpstream, tmp_path: Path
-) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-    registry.add_rule(
-        Rule(method="HEAD", status=200, headers={"Content-Type": OCI_MANIFEST}, body=b"")
-    )
-
-    async def act() -> None:
-        found = await stage.find("latest")
-        assert (found.body, found.digest) == (BODY, Digest.of(BODY))
-        registry.stop()
-        assert (await stage.find("latest")).warning is not None
-
-    play(stage, (upstream_of(registry),), act)
-
-
-DOWN = {
-    "500": Rule(status=500),
-    "503": Rule(status=503),
-    "closed": Rule(close_before_answer=True),
-    "silent": Rule(delay=float("inf")),
-    "throttled": Rule(status=429, headers={"Retry-After": "1000"}),
-}
-
-
-@pytest.mark.parametrize("rule", DOWN.values(), ids=DOWN.keys())
-def test_f24_while_the_upstream_is_down_a_known_tag_is_served_with_a_warning(
-    registry: ScriptedUpstream, tmp_path: Path, rule: Rule
-) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest")
-        stage.pass_time(600)
-        registry.add_rule(rule)
-        found = await stage.find("latest")
-        assert found.body == BODY
-        assert found.warning is not None and "10m ago" in found.warning
-        assert found.warning.isascii() and '"' not in found.warning
-
-    play(stage, (upstream_of(registry),), act)
-
-
-def test_f24_by_digest_an_outage_is_not_even_noticed(
-    registry: ScriptedUpstream, tmp_path: Path
-) -> None:
-    stage = Stage(tmp_path)
-    digest = registry.add_manifest(REPOSITORY, BODY)
-
-    async def act() -> None:
-        await stage.find(digest)
-        registry.stop()
-        found = await stage.find(digest)
-        assert (found.body, found.warning) == (BODY, None)
-
-    play(stage, (upstream_of(registry),), act)
-
-
-def test_f24_stale_ends_with_its_window(registry: ScriptedUpstream, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest")
-        registry.stop()
-        stage.pass_time(HOUR - 1)
-        assert (await stage.find("latest")).body == BODY
-        stage.pass_time(1)
-        with pytest.raises(UpstreamUnavailable):
-            await stage.find("latest")
-
-    play(stage, (upstream_of(registry),), act)
-
-
-def test_without_a_window_nothing_is_stale(registry: ScriptedUpstream, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, stale_window=0.0)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest")
-        registry.add_rule(DOWN["throttled"])
-        with pytest.raises(UpstreamThrottled):
-            await stage.find("latest")
-
-    play(stage, (upstream_of(registry),), act)
-
-
-@pytest.mark.parametrize(("wall", "served"), [(-24 * HOUR, False), (24 * HOUR, False), (1, True)])
-def test_f26_a_clock_that_jumps_makes_no_tag_young(
-    registry: ScriptedUpstream, tmp_path: Path, wall: float, served: bool
-) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest")
-        registry.stop()
-        stage.wall += wall
-        if served:
-            assert (await stage.find("latest")).body == BODY
-        else:
-            with pytest.raises(UpstreamUnavailable):
-                await stage.find("latest")
-
-    play(stage, (upstream_of(registry),), act)
-
-
-def test_f25_missing_tag_is_not_served_stale_and_forgotten(
-    registry: ScriptedUpstream, tmp_path: Path
-) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    digest = registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest")
-        registry.remove_tag(REPOSITORY, "latest")
-        with pytest.raises(UpstreamMissing):
-            await stage.find("latest")
-        registry.stop()
-        with pytest.raises(UpstreamUnavailable):
-            await stage.find("latest")
-        assert (await stage.find(digest)).body == BODY
-
-    play(stage, (upstream_of(registry),), act)
-
-
-def test_f25_denied_tag_is_not_served_stale(registry: ScriptedUpstream, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest")
-        registry.add_rule(Rule(status=403))
-        with pytest.raises(UpstreamDenied):
-            await stage.find("latest")
-
-    play(stage, (upstream_of(registry),), act)
-
-
-def test_tags_survive_a_restart(registry: ScriptedUpstream, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-    upstream = upstream_of(registry)
-
-    async def before() -> None:
-        await stage.find("latest")
-
-    async def after() -> None:
-        assert (await stage.find("latest")).body == BODY
-
-    play(stage, (upstream,), before)
-    registry.stop()
-    play(stage, (upstream,), after)
-
-
 # --- what the client accepts ---
 
 
@@ -538,82 +257,3 @@ def test_kept_document_of_a_kind_that_is_not_accepted_is_asked_for_again(
         assert (await stage.find(digest, accept=DOCKER_MANIFEST)).cache == "hit"
 
     play(stage, (upstream_of(registry),), act)
-
-
-# --- access: passthrough ---
-
-RIGHT = basic_authorization("user", "secret")
-WRONG = basic_authorization("user", "other-secret")
-
-
-@pytest.fixture
-def private(registry: ScriptedUpstream) -> ScriptedUpstream:
-    registry.access = BasicAccess("user", "secret")
-    return registry
-
-
-def test_passed_credentials_are_checked_for_every_client(
-    private: ScriptedUpstream, tmp_path: Path
-) -> None:
-    stage = Stage(tmp_path)
-    digest = private.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        for reference in ("latest", digest):
-            assert (await stage.find(reference, authorization=RIGHT)).body == BODY
-            for wrong in (WRONG, None):
-                with pytest.raises(UpstreamDenied):
-                    await stage.find(reference, authorization=wrong)
-
-    play(stage, (upstream_of(private, access="passthrough"),), act)
-
-
-def test_passed_credentials_are_checked_again_after_a_minute_and_fail_closed(
-    private: ScriptedUpstream, tmp_path: Path
-) -> None:
-    stage = Stage(tmp_path, stale_window=HOUR)
-    digest = private.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find(digest, authorization=RIGHT)
-        await stage.find("latest", authorization=RIGHT)
-        private.forget_requests()
-        stage.uptime += GRANT_SECONDS - 1
-        await stage.find(digest, authorization=RIGHT)
-        assert private.requests == []
-        stage.uptime += 1
-        await stage.find(digest, authorization=RIGHT)
-        assert {request.method for request in private.requests} == {"HEAD"}
-        stage.uptime += GRANT_SECONDS
-        private.stop()
-        for reference in (digest, "latest"):
-            with pytest.raises(UpstreamUnavailable):
-                await stage.find(reference, authorization=RIGHT)
-
-    play(stage, (upstream_of(private, access="passthrough"),), act)
-
-
-def test_a_grant_is_for_one_repository(private: ScriptedUpstream, tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
-    digest = private.add_manifest(REPOSITORY, BODY)
-
-    async def act() -> None:
-        await stage.find(digest, authorization=RIGHT)
-        with pytest.raises(UpstreamMissing):
-            await stage.find(digest, repository="team/other", authorization=RIGHT)
-
-    play(stage, (upstream_of(private, access="passthrough"),), act)
-
-
-@pytest.mark.parametrize("access", ["anonymous", "shared"])
-def test_clients_credentials_go_nowhere_by_default(
-    registry: ScriptedUpstream, tmp_path: Path, access: str
-) -> None:
-    stage = Stage(tmp_path)
-    registry.add_manifest(REPOSITORY, BODY, tags=["latest"])
-
-    async def act() -> None:
-        await stage.find("latest", authorization=RIGHT)
-
-    play(stage, (upstream_of(registry, access=access),), act)
-    assert {request.authorization for request in registry.requests} == {None}
