@@ -75,12 +75,32 @@ class Index:
             return None
         return record if isinstance(record, dict) else None
 
-    def put(self, kind: str, name: str, record: type_json) -> None:
-        """Store a record. Losing one is survivable: a failure is logged, not raised."""
+    def put(
+        self, kind: str, name: str, record: type_json, keep_seconds: float | None = None
+    ) -> None:
+        """Store a record, for ever or until nobody has refreshed it for ``keep_seconds``.
+
+        Losing one is survivable: a failure is logged, not raised.
+        """
         try:
-            self._cache.set(f"{kind}:{name}", record)
+            self._cache.set(f"{kind}:{name}", record, expire=keep_seconds)
         except (OSError, sqlite3.DatabaseError, Timeout) as error:
             logger.warning("index: record %s:%s cannot be written: %s", kind, name, error)
+
+    def refresh(self, kind: str, name: str, keep_seconds: float) -> None:
+        """Keep a record for so long from now on."""
+        try:
+            self._cache.touch(f"{kind}:{name}", expire=keep_seconds)
+        except (OSError, sqlite3.DatabaseError, Timeout) as error:
+            logger.warning("index: record %s:%s cannot be refreshed: %s", kind, name, error)
+
+    def sweep(self) -> int:
+        """Remove the records whose time has passed; how many."""
+        try:
+            return int(self._cache.expire())
+        except (OSError, sqlite3.DatabaseError, Timeout) as error:
+            logger.warning("index: old records cannot be removed: %s", error)
+            return 0
 
     def delete(self, kind: str, name: str) -> None:
         """Drop a record if it is there."""

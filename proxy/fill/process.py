@@ -39,6 +39,7 @@ logger = logging.getLogger("proxy.fill.process")  # __name__ is __main__ here
 
 BAD_CONFIGURATION = 2
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+SWEEP_SECONDS = 24 * 3600.0
 NICENESS = 5
 """Measured: a fill beside small warm requests costs these less when it is the nicer one."""
 
@@ -74,15 +75,14 @@ async def _serve(configuration: Configuration, layout: Layout, index: Index) -> 
     answers, boot = StoreAnswers(filler), boot_id().hex()
     talks: set[asyncio.Task[None]] = set()
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            talks.add(task)
-            task.add_done_callback(talks.discard)
-        await Conversation(filler, answers, boot, reader, writer).run()
+    def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = loop.create_task(Conversation(filler, answers, boot, reader, writer).run())
+        talks.add(task)
+        task.add_done_callback(talks.discard)
 
     server = await asyncio.start_unix_server(talk, sock=_bind(layout.fill_socket))
     ticking = asyncio.create_task(filler.run())
+    sweeping = asyncio.create_task(_sweep_daily(index))
     gc.freeze()
     logger.info("filler: ready, cache %s", ", ".join(map(str, layout.stripes)))
     try:
@@ -90,15 +90,23 @@ async def _serve(configuration: Configuration, layout: Layout, index: Index) -> 
     finally:
         logger.info("filler: stopping")
         server.close()
-        ticking.cancel()
-        for task in list(talks):
+        for task in (ticking, sweeping, *talks):
             task.cancel()
-        await asyncio.gather(ticking, *talks, return_exceptions=True)
+        await asyncio.gather(ticking, sweeping, *talks, return_exceptions=True)
         await filler.close()
         for client in clients.values():
             await client.aclose()
         with contextlib.suppress(FileNotFoundError):
             layout.fill_socket.unlink()
+
+
+async def _sweep_daily(index: Index) -> None:
+    """Remove the small records that nobody has used for long, once a day."""
+    while True:
+        removed = await asyncio.to_thread(index.sweep)
+        if removed:
+            logger.info("index: %d records that nobody asks for any more were removed", removed)
+        await asyncio.sleep(SWEEP_SECONDS)
 
 
 def _filler(

@@ -1,6 +1,7 @@
 """Manifests and tags that the index keeps, and which upstream has vouched for them."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +9,12 @@ from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
 from headstart.store.extent_map import boot_id
 from proxy.serve.records import AsyncIndex, Record
+
+KEEP_SECONDS = 30 * 24 * 3600.0
+"""How long a manifest or tag that nobody asks for stays; blobs have a quota, these have a time."""
+
+_REFRESH_SECONDS = 24 * 3600.0
+_MOST_REFRESHED = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class Kept:
         """``clock`` tells the moment."""
         self._index = index
         self.clock = clock
+        self._refreshed: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     async def manifest(self, digest: Digest) -> KeptManifest | None:
         """The manifest, checked against its digest; None when it is not here or damaged."""
@@ -76,6 +84,7 @@ class Kept:
             return None
         if Digest.of(content, digest.algorithm) != digest:
             return None
+        await self._refresh("manifest", str(digest))
         return KeptManifest(digest, media_type, content)
 
     async def keep_manifest(self, manifest: KeptManifest) -> None:
@@ -85,7 +94,7 @@ class Kept:
             "media_type": manifest.media_type,
             "body": manifest.body.decode("latin-1"),
         }
-        await self._index.put("manifest", str(manifest.digest), record)
+        await self._index.put("manifest", str(manifest.digest), record, KEEP_SECONDS)
 
     async def vouched(self, place: str, digest: Digest) -> str | None:
         """The media type with which ``place`` (a host, or host and repository) has the manifest.
@@ -93,11 +102,15 @@ class Kept:
         None when it has not said that it has it; empty when it did not say the type.
         """
         record = await self._index.get("vouched", f"{place}@{digest}")
-        return None if record is None else str(record.get("media_type", ""))
+        if record is None:
+            return None
+        await self._refresh("vouched", f"{place}@{digest}")
+        return str(record.get("media_type", ""))
 
     async def vouch(self, place: str, digest: Digest, media_type: str) -> None:
         """``place`` says that it has the manifest as ``media_type``."""
-        await self._index.put("vouched", f"{place}@{digest}", {"media_type": media_type})
+        record: Record = {"media_type": media_type}
+        await self._index.put("vouched", f"{place}@{digest}", record, KEEP_SECONDS)
 
     async def tag(self, name: str) -> KeptTag | None:
         """What is known of a tag."""
@@ -127,7 +140,18 @@ class Kept:
             "uptime": moment.uptime,
             "boot": moment.boot,
         }
-        await self._index.put("tag", name, record)
+        await self._index.put("tag", name, record, KEEP_SECONDS)
+
+    async def _refresh(self, kind: str, name: str) -> None:
+        """Note a use, once a day."""
+        moment = time.monotonic()
+        if moment - self._refreshed.get((kind, name), float("-inf")) < _REFRESH_SECONDS:
+            return
+        self._refreshed[kind, name] = moment
+        self._refreshed.move_to_end((kind, name))
+        if len(self._refreshed) > _MOST_REFRESHED:
+            self._refreshed.popitem(last=False)
+        await self._index.refresh(kind, name, KEEP_SECONDS)
 
     async def forget_tag(self, name: str) -> None:
         """The upstream says that there is no such tag."""

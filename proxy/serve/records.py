@@ -38,9 +38,15 @@ class AsyncIndex:
         """The record or None. Raises FillerUnreachable while the index cannot be opened."""
         return await self._run(lambda index: index.get(kind, name))
 
-    async def put(self, kind: str, name: str, record: Record) -> None:
-        """Store a record. Raises FillerUnreachable."""
-        await self._run(lambda index: index.put(kind, name, record))
+    async def put(
+        self, kind: str, name: str, record: Record, keep_seconds: float | None = None
+    ) -> None:
+        """Store a record, see :meth:`Index.put`. Raises FillerUnreachable."""
+        await self._run(lambda index: index.put(kind, name, record, keep_seconds))
+
+    async def refresh(self, kind: str, name: str, keep_seconds: float) -> None:
+        """Keep a record for so long from now on. Raises FillerUnreachable."""
+        await self._run(lambda index: index.refresh(kind, name, keep_seconds))
 
     async def delete(self, kind: str, name: str) -> None:
         """Drop a record if it is there. Raises FillerUnreachable."""

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,3 +267,16 @@ def test_a_pickle_in_a_file_is_never_loaded(index: Index, directory: Path, tmp_p
     )
     assert index.get("tag", "a") is None
     assert not target.exists()
+
+
+def test_a_record_that_nobody_refreshes_is_swept(tmp_path: Path) -> None:
+    index = Index(tmp_path / "index")
+    index.put("tag", "kept", {"a": 1}, keep_seconds=0.05)
+    index.put("tag", "old", {"a": 1}, keep_seconds=0.05)
+    index.put("blob", "for ever", {"a": 1})
+    index.refresh("tag", "kept", 60.0)
+    time.sleep(0.1)
+    assert index.get("tag", "old") is None
+    assert index.sweep() == 1
+    assert index.get("tag", "kept") == index.get("blob", "for ever") == {"a": 1}
+    index.close()
