@@ -456,6 +456,9 @@ def test_a_stream_does_not_replace_bytes_that_readers_have_had(
     assert receiver.feed(bytes(lie))
     assert receiver.finished(None) == Outcome(Ending.COMPLETE)
     assert shown(admission, 0, SIZE)
+    # What it has hashed is not what lies there: the extent has to be read back.
+    assert admission.whole[0] is None
+    assert admission.whole[1] == blake3(WHOLE[EXTENT : 2 * EXTENT]).digest()
 
 
 # --- the disk ---
