@@ -128,6 +128,20 @@ class Fetch:
             self.stop = border
             return taken
 
+    def give_up_from(self, border: int, ahead: int) -> tuple[int, int] | None:
+        """Give away everything from ``border`` (a unit's) on; None when that is near already.
+
+        Near is less than ``ahead`` bytes beyond what has come.
+        """
+        with self.lock:
+            if self.cut_reason is not None or self.stream:
+                return None
+            if border >= self.stop or border - self.reserved < ahead:
+                return None
+            taken = (border, self.stop)
+            self.stop = border
+            return taken
+
     def sample(self, now: float) -> None:
         """Note the progress; called at each tick of the scheduler."""
         self._samples.append((now, self.received))

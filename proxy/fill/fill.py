@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REDIRECTIONS_REFRESHED = 3
 WASTE_SHARE = 0.01
+NEAR_BYTES = 2 * UNIT_SIZE
+"""A read that waits for bytes no further ahead of a range on its way waits for that range."""
 LOOK_SECONDS = 0.002
 """At most so often the loop looks at what connections have brought of a blob."""
 
@@ -408,6 +410,17 @@ class Fill:
             return self.table.next_missing(want.offset, stop, request_size)
         stop = min(stop + want.reach, self.table.geometry.size)
         return self.table.next_missing(want.offset, stop, max(request_size, 1 << 62))
+
+    def free_for(self, want: Want) -> None:
+        """Take what a read waits for from the bulk range that would come to it late only."""
+        if want.bulk or self.table is None:
+            return
+        border = want.reached // UNIT_SIZE * UNIT_SIZE
+        for fetch in self.fetches:
+            if fetch.bulk and fetch.start < border < fetch.stop:
+                taken = fetch.give_up_from(border, NEAR_BYTES)
+                if taken is not None:
+                    self.table.release(*taken)
 
     # --- fetches ---
 

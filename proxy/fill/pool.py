@@ -107,6 +107,7 @@ class Pool:
                     continue
             # Looks at all blobs: once a call, and only when somebody may be given a range.
             range_size = range_size or self._range_size()
+            fill.free_for(want)
             bounds = fill.next_range(want, range_size)
             if bounds is None:
                 continue

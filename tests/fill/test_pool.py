@@ -379,3 +379,30 @@ def test_divided_ranges_still_tile_the_blob(
     assert spans[0][0] == 0
     assert spans[-1][1] == fill.size
     assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_a_read_does_not_wait_for_the_range_that_would_come_to_it_late(
+    upstreams: Upstreams,
+) -> None:
+    fill = upstreams.fill()
+    upstreams.want(fill)
+    first, *_ = upstreams.take_all()
+    upstreams.bring(first, MIB)
+    upstreams.want(fill, 20 * MIB + 7, 20 * MIB + 9, bulk=False)
+    read, *rest = upstreams.take_all()
+    assert (read.start, read.stop, read.bulk) == (20 * MIB, 20 * MIB + UNIT_SIZE, False)
+    assert first.stop == 20 * MIB and first.cut_reason is None
+    # What lay behind the read in that range is nobody's now, and comes next.
+    upstreams.bring(read, UNIT_SIZE)
+    upstreams.finish(read)
+    assert (20 * MIB + UNIT_SIZE, REQUEST_SIZE) in bounds([*rest, *upstreams.take_all()])
+
+
+def test_a_read_waits_for_a_range_that_is_about_to_reach_it(upstreams: Upstreams) -> None:
+    fill = upstreams.fill()
+    upstreams.want(fill)
+    first, *_ = upstreams.take_all()
+    upstreams.bring(first, 20 * MIB)
+    upstreams.want(fill, 20 * MIB + UNIT_SIZE, 20 * MIB + UNIT_SIZE + 9, bulk=False)
+    assert upstreams.take_all() == []
+    assert first.stop == REQUEST_SIZE
