@@ -117,9 +117,15 @@ class BlobRecords:
     def _from_index(self) -> Iterator[tuple[Digest, BlobRecord]]:
         for name, stored in self._index.items(KIND):
             try:
-                yield Digest.parse(name), BlobRecord.read(stored)
+                digest = Digest.parse(name)
             except InvalidInput:
                 logger.warning("index: %s is no digest; left out", name[:100])
+                continue
+            record = BlobRecord.read(stored)
+            if not record.verified:
+                # A process that was killed has not told how much it had written.
+                record.allocated = self._allocated(digest)
+            yield digest, record
 
     def _from_files(self) -> Iterator[tuple[Digest, BlobRecord]]:
         found = sorted(self._digests_on_disk())
@@ -148,10 +154,12 @@ class BlobRecords:
                     logger.warning("cache: %s does not belong here; left alone", path)
         return found
 
+    def _allocated(self, digest: Digest) -> int:
+        return sum(map(_allocated, self._layout.blob_paths(digest, len(self._layout.stripes))))
+
     def _read_files(self, digest: Digest) -> BlobRecord:
-        record = BlobRecord(verified=True)
+        record = BlobRecord(verified=True, allocated=self._allocated(digest))
         for path in self._layout.blob_paths(digest, len(self._layout.stripes)):
-            record.allocated += _allocated(path)
             record.used_at = max(record.used_at, _used_at(path))
             try:
                 stripe_map = StripeMap(path.with_name(path.name + ".map"), writable=False)

@@ -18,7 +18,7 @@ from headstart.registry.errors import RegistryError, UpstreamProtocol
 from headstart.registry.upstream import Upstream
 from headstart.store.cached_blob import CachedBlob
 from headstart.store.errors import FillerUnreachable, FillFailed
-from headstart.store.fill_client import OpenBlob, Want
+from headstart.store.open_blob import OpenBlob, Want
 from proxy.serve.arrivals import Arrivals, Departure, same_file
 from proxy.serve.blobs import OPEN_SECONDS, LentBlob
 from proxy.serve.delivery import (

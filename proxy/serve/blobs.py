@@ -14,7 +14,8 @@ from headstart.content.digest import Digest
 from headstart.content.manifest import Index, Manifest
 from headstart.content.reference import qualified_repository
 from headstart.registry.upstream import Upstream
-from headstart.store.fill_client import FillClient, OpenBlob
+from headstart.store.fill_client import FillClient
+from headstart.store.open_blob import OpenBlob
 from proxy.serve.grants import GRANT_SECONDS, Grants
 
 OPEN_SECONDS = 25.0

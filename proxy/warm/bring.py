@@ -6,7 +6,7 @@ from typing import Protocol
 
 from headstart.content.digest import Digest
 from headstart.store.errors import FillerUnreachable, FillFailed
-from headstart.store.fill_client import OpenBlob
+from headstart.store.open_blob import OpenBlob
 from proxy.warm.job import DONE, FAILED, FILLING, SKIPPED, WAITING, WarmBlob, WarmJob
 from proxy.warm.together import each
 

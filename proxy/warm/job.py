@@ -10,7 +10,7 @@ from headstart.command.complaint import ConfigurationError
 from headstart.content.errors import InvalidInput
 from headstart.content.manifest import Descriptor
 from headstart.store.errors import FillFailed
-from headstart.store.fill_client import OpenBlob
+from headstart.store.open_blob import OpenBlob
 from proxy.serve.records import Record
 from proxy.warm.request import WarmRequest, more_urgent
 

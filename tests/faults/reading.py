@@ -51,25 +51,32 @@ def read(
     """Ask 127.0.0.1:``port`` on a connection of its own and read to whatever end there is.
 
     ``leave_after`` closes the connection after so many bytes of the body. Raises TimeoutError
-    when nothing comes for ``patience`` seconds.
+    when there is no end after ``patience`` seconds.
     """
     reply, began = Reply(), time.monotonic()
+    deadline = began + patience
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close"]
     lines += [f"{name}: {text}" for name, text in (fields or {}).items()]
     with socket.create_connection(("127.0.0.1", port), timeout=patience) as connection:
         try:
             connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-            _receive(connection, reply, method, leave_after)
+            _receive(connection, reply, method, leave_after, deadline)
         except ConnectionError:
             reply.end = End.RESET
     reply.seconds = time.monotonic() - began
     return reply
 
 
-def _receive(connection: socket.socket, reply: Reply, method: str, leave_after: int | None) -> None:
+def _receive(
+    connection: socket.socket,
+    reply: Reply,
+    method: str,
+    leave_after: int | None,
+    deadline: float,
+) -> None:
     received = bytearray()
     while (head_end := received.find(b"\r\n\r\n")) < 0:
-        piece = connection.recv(PIECE)
+        piece = _piece(connection, deadline)
         if not piece:
             return
         received += piece
@@ -87,7 +94,7 @@ def _receive(connection: socket.socket, reply: Reply, method: str, leave_after: 
             reply.body, reply.end = bytes(received), End.LEFT
             return
         try:
-            piece = connection.recv(PIECE)
+            piece = _piece(connection, deadline)
         except ConnectionError:
             reply.body, reply.end = bytes(received), End.RESET
             return
@@ -97,3 +104,11 @@ def _receive(connection: socket.socket, reply: Reply, method: str, leave_after: 
         received += piece
     reply.body = bytes(received)
     reply.end = End.CLEAN if len(received) == length else End.SHORT
+
+
+def _piece(connection: socket.socket, deadline: float) -> bytes:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the answer has no end")
+    connection.settimeout(left)
+    return connection.recv(PIECE)

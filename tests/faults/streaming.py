@@ -48,7 +48,7 @@ class Stream:
         self._stop = min(int(found[2]) + 1, len(content)) if found[2] else len(content)
         self._going = threading.Event()
         self._going.set()
-        self._left = False
+        self._left = self._stuck = False
         self._began = time.monotonic()
         self._connection = socket.socket()
         if receive_buffer is not None:
@@ -97,6 +97,7 @@ class Stream:
         self._going.set()
         self._thread.join(patience)
         assert not self._thread.is_alive(), f"no end after {patience} s: {self}"
+        assert not self._stuck, f"nothing came for {PATIENCE} s: {self}"
         return self
 
     # --- what came of it ---
@@ -134,6 +135,8 @@ class Stream:
             self._receive()
         except ConnectionError:
             self.end = End.RESET
+        except TimeoutError:
+            self._stuck = True
         except OSError:
             if not self._left:
                 raise

@@ -153,6 +153,8 @@ def test_f31_the_launcher_is_killed_and_everything_with_it(
     began = time.monotonic()
     mirror.start()
     mirror.ready_again(began)
+    # At least this was written; what is reserved may be more.
+    assert listed(mirror)[limited.digest]["allocated"] > SIZE // 4, "the quota knows of it"
     assert limited.client(mirror, f"{client.received}-").finish().right()
     assert_little_fetched_twice(limited)
     assert assert_committed_right(mirror, limited.digest, limited.content) == SIZE

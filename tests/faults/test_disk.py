@@ -12,12 +12,22 @@ from pathlib import Path
 import pytest
 from diskcache import Cache, JSONDisk
 
+from headstart.content.digest import Digest
+from headstart.store.fill_client import FillClient
 from headstart.store.layout import FORMAT_VERSION, STAMP, STAND_INS, Layout
 from tests.doubles.scripted_upstream import ScriptedUpstream
 from tests.faults.injecting import failing_calls, small_disk
 from tests.faults.setting import MIB, PATIENT, REPOSITORY, Setting, running_setting
 from tests.faults.streaming import Cold
-from tests.faults.watching import FILLER, MIRROR, blobs_closed, eventually, files_of, listed
+from tests.faults.watching import (
+    FILLER,
+    MIRROR,
+    blobs_closed,
+    eventually,
+    files_of,
+    listed,
+    with_filler,
+)
 from tests.parts.mirror import Mirror, upstream_at
 from tests.parts.processes import Process
 
@@ -350,6 +360,16 @@ def test_f35_a_blob_of_two_repositories_survives_the_end_of_one(roomy: Setting) 
     blob.upstream.remove_blob(REPOSITORY, blob.digest)
     before = len(blob.upstream.requests)
     assert blob.client(repository="team/other").finish().right()
+
+    async def open_other(filler: FillClient) -> bool:
+        opened = await filler.open(
+            upstream=blob.upstream.host,
+            repository="team/other",
+            digest=Digest.parse(blob.digest),
+        )
+        return opened.blob.verified
+
+    assert with_filler(roomy.mirror, open_other)
     assert len(blob.upstream.requests) == before, "its upstream vouches for it already"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -112,18 +113,22 @@ def test_f20_silent_upstream_meets_the_first_byte_deadline(setting: Setting) -> 
     assert b"fetch.deadlines.first_byte" in reply.body
 
 
-def test_f20_digests_in_the_cache_are_served_while_the_upstream_is_gone(setting: Setting) -> None:
-    content = new_content(SIZE)
-    upstream, digest = scripted(setting, content)
-    body = make_manifest(content)
-    manifest = upstream.add_manifest(REPOSITORY, body)
-    pulls(setting, upstream.host, digest, content)
-    assert setting.manifest(upstream.host, manifest).body == body
-    upstream.stop()
-    pulls(setting, upstream.host, digest, content)
-    assert setting.manifest(upstream.host, manifest).body == body
-    assert setting.blob(upstream.host, digest, "5-9").body == content[5:10]
-    assert setting.blob(upstream.host, NO_DIGEST, patience=PATIENCE).status == 503
+def test_f20_digests_in_the_cache_are_served_while_the_upstream_is_gone(tmp_path: Path) -> None:
+    content, body = new_content(SIZE), make_manifest()
+    with running_setting(tmp_path, fresh=1) as setting:
+        upstream, digest = scripted(setting, content)
+        manifest = upstream.add_manifest(REPOSITORY, body)
+        pulls(setting, upstream.host, digest, content)
+        assert setting.manifest(upstream.host, manifest).body == body
+        upstream.stop()
+        for _ in range(2):
+            pulls(setting, upstream.host, digest, content)
+            assert setting.manifest(upstream.host, manifest).body == body
+            assert setting.blob(upstream.host, digest, "5-9").body == content[5:10]
+            assert setting.blob(upstream.host, NO_DIGEST, patience=PATIENCE).status == 503
+            # What it remembers of its upstreams has to be on disk.
+            setting.mirror.stop()
+            setting.mirror.start()
 
 
 # --- 21: slow ---

@@ -5,13 +5,12 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from headstart.store.cached_blob import CachedBlob
 from headstart.store.fill_client import FillClient
 from headstart.store.geometry import UNIT_SIZE
 from headstart.store.layout import STAND_INS
-from headstart.store.wire import Message
 from tests.doubles.scripted_upstream import RecordedRequest
 from tests.parts.mirror import Mirror
 from tests.parts.processes import tree
@@ -75,7 +74,7 @@ def assert_committed_right(mirror: Mirror, digest: str, content: bytes) -> int:
     return count
 
 
-def listed(mirror: Mirror) -> dict[str, Message]:
+def listed(mirror: Mirror) -> dict[str, dict[str, Any]]:
     """What GET /cache says, by digest."""
     return {entry["digest"]: entry for entry in mirror.ask("/cache?limit=1000")["objects"]}
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from headstart.store.fill_client import FillClient, OpenBlob, Want
+from headstart.store.fill_client import FillClient
+from headstart.store.open_blob import OpenBlob, Want
 from tests.store.scripted_filler import DIGEST, SIZE, ScriptedFiller
 from tests.store.stored_objects import open_descriptors
 

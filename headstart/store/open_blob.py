@@ -1,0 +1,163 @@
+"""A blob that is open at the filler, and what somebody wants of it.
+
+Made and kept up by :class:`headstart.store.fill_client.FillClient`.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+
+from headstart.store.cached_blob import CachedBlob
+from headstart.store.errors import FillFailed
+from headstart.store.extent_map import MapDamaged
+from headstart.store.wire import Message
+
+
+class Wanting(Protocol):
+    """What an open blob needs of its connection to the filler."""
+
+    def post_want(self, handle: "OpenBlob", want: "Want") -> int:
+        """Send a want; its answer settles ``want``."""
+
+    def drop_want(self, handle: "OpenBlob", number: int) -> None:
+        """Forget a want and tell the filler, unless it has been answered."""
+
+
+class Want:
+    """Bytes that somebody waits for; made by :meth:`OpenBlob.wanting`."""
+
+    def __init__(self, message: Message) -> None:
+        """``message`` is the request, without its handle."""
+        self.message = message
+        self.done = False
+        self.failure: FillFailed | None = None
+        self.position: int | None = None
+        self.event = anyio.Event()
+
+
+class OpenBlob:
+    """A blob opened at the filler. ``blob`` is replaced when the filler had to reopen it."""
+
+    def __init__(self, client: Wanting, message: Message) -> None:
+        """Made by :meth:`FillClient.open` only."""
+        self._client = client
+        self.message = message
+        self.remote: int | None = None
+        self.opening: int | None = None
+        self.ready = anyio.Event()
+        self.failure: FillFailed | None = None
+        self.wants: dict[int, Want] = {}
+        self.followers = 0
+        self._blob: CachedBlob | None = None
+        self._retired: list[CachedBlob] = []
+        self.stale = False
+        """Whether the filler has dropped the object: new readers must open it again."""
+        self.on_stale: Callable[[], None] | None = None
+        """Called when the filler says so: what an idle handle holds on disk is to be released."""
+
+    @property
+    def blob(self) -> CachedBlob:
+        """Files and map; only after :attr:`ready` and without :attr:`failure`."""
+        if self._blob is None:
+            raise FillFailed("protocol", "the filler has not opened this blob")
+        return self._blob
+
+    def opened(self, paths: list[str], maps: list[str]) -> None:
+        """Take over the files that the filler has named."""
+        try:
+            blob = CachedBlob([Path(path) for path in paths], [Path(path) for path in maps])
+        except (OSError, MapDamaged) as error:
+            self.fail(FillFailed("protocol", f"the filler's files cannot be opened: {error}"))
+            return
+        if self._blob is not None:
+            self._retired.append(self._blob)
+        self._blob = blob
+        self.ready.set()
+        self.arrived()
+
+    def fail(self, failure: FillFailed) -> None:
+        """Tell everybody who waits that no bytes will come through this handle."""
+        self.failure = failure
+        self.stale = True
+        self.ready.set()
+        for want in self.wants.values():
+            want.failure = failure
+            want.event.set()
+
+    def tell_stale(self) -> None:
+        """Tell the owner that the object was dropped."""
+        if self.on_stale is not None:
+            self.on_stale()
+
+    def arrived(self) -> None:
+        """Wake the readers whose next byte is here now."""
+        for want in self.wants.values():
+            if want.position is not None and (
+                self.blob.available(want.position, 1) or self.blob.verified
+            ):
+                want.event.set()
+
+    @asynccontextmanager
+    async def wanting(
+        self, offset: int, length: int, priority: str, *, bulk: bool
+    ) -> AsyncIterator[Want]:
+        """Want bytes for as long as the context lasts; what nobody else wants then stops."""
+        message: Message = {
+            "type": "want",
+            "offset": offset,
+            "length": length,
+            "priority": priority,
+            "bulk": bulk,
+        }
+        want = Want(message)
+        number = self._client.post_want(self, want)
+        try:
+            yield want
+        finally:
+            self._client.drop_want(self, number)
+
+    async def wait(self, want: Want, offset: int, limit: int) -> int:
+        """Wait until bytes from ``offset`` on are here; how many, at most ``limit``.
+
+        Raises :class:`FillFailed`.
+        """
+        while True:
+            count = self.blob.available(offset, limit)
+            if count:
+                return count
+            if want.failure is not None:
+                raise want.failure
+            want.position = offset
+            want.event = anyio.Event()
+            if not self.blob.available(offset, 1):
+                await want.event.wait()
+            want.position = None
+
+    async def wait_verified(self, want: Want) -> None:
+        """Wait until the digest of the whole blob has passed. Raises :class:`FillFailed`."""
+        while not self.blob.verified:
+            if want.failure is not None:
+                raise want.failure
+            want.position = self.blob.size
+            want.event = anyio.Event()
+            if not self.blob.verified:
+                await want.event.wait()
+            want.position = None
+
+    async def wait_done(self, want: Want) -> None:
+        """Wait until the filler has answered the want. Raises :class:`FillFailed`."""
+        while not want.done:
+            if want.failure is not None:
+                raise want.failure
+            want.event = anyio.Event()
+            await want.event.wait()
+
+    def close_files(self) -> None:
+        """Close the files of all incarnations."""
+        for blob in [*self._retired, *([self._blob] if self._blob else [])]:
+            blob.close()
+        self._retired.clear()
+        self._blob = None
