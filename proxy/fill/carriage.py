@@ -107,10 +107,10 @@ class Carriage:
         if left <= LONGEST_WAIT:
             return
         text = f"{self.upstream_host} asked for a pause, {left:.0f} s of which are left"
-        for fill in list(self.pool.fills):
-            elsewhere = any(source.upstream != self.upstream_host for source in fill.sources)
-            if not fill.fetches and not elsewhere and self.pool.lacks(fill):
-                fill.fail(FillFailed("upstream", text, retry_after=left))
+        busy = {fetch.fill for fetch in self.pool.active}
+        for fill in self.pool.fills - busy:
+            if self.pool.lacks(fill):
+                self._drop_upstream(fill, FillFailed("upstream", text, retry_after=left))
 
     def close_idle(self) -> None:
         """Close connections that nobody has used for a while."""
@@ -130,7 +130,7 @@ class Carriage:
     async def _carry(self, fetch: Fetch) -> None:
         slot = self._take_slot()
         self._trace_event("start", fetch, slot, "")
-        source = self._source_of(fetch.fill)
+        source = fetch.fill.source_at(self.upstream_host)
         at_origin = True
         outcome = Outcome(Ending.CUT, "nobody is left who may ask for it")
         try:
@@ -228,11 +228,6 @@ class Carriage:
             self._threads, self.source.perform, fetch, request, receiver
         )
 
-    def _source_of(self, fill: Fill) -> BlobSource | None:
-        return next(
-            (source for source in fill.sources if source.upstream == self.upstream_host), None
-        )
-
     # --- what follows ---
 
     async def _conclude(
@@ -251,7 +246,7 @@ class Carriage:
                     fill.silent_since = None
             case Step.AGAIN | Step.RENEW:
                 if not self._again(fetch):
-                    fill.fail(verdict.failure)
+                    self._drop_upstream(fill, verdict.failure)
             case Step.DISPUTE:
                 if not self._again(fetch):
                     await self._settle_size(fill, source, verdict.failure)
@@ -296,7 +291,7 @@ class Carriage:
         except RegistryError as error:
             logger.info("fill: %s: %s", fill.digest, error)
         if size == fill.size:
-            fill.fail(failure)
+            self._drop_upstream(fill, failure)
         else:
             self._around.restart(fill, failure)
 
@@ -304,7 +299,7 @@ class Carriage:
         self.figures.paused_seconds += verdict.seconds
         self.pool.throttled(verdict.seconds)
         if verdict.seconds > LONGEST_WAIT or not self._again(fetch):
-            fetch.fill.fail(verdict.failure)
+            self._drop_upstream(fetch.fill, verdict.failure)
 
     async def _find_size(
         self, fetch: Fetch, source: BlobSource, outcome: Outcome, verdict: Judgement
@@ -323,17 +318,24 @@ class Carriage:
                 )
             fill.size_known(size)
         except RegistryError as error:
-            fill.fail(failure_of(error))
+            self._drop_source(fill, source, failure_of(error))
         except OSError as error:
             fill.fail(fill.disk_failure(error))
 
     def _drop_source(self, fill: Fill, source: BlobSource, failure: FillFailed) -> None:
         """This repository cannot give it: others of the same upstream may, and other upstreams."""
-        if source in fill.sources:
-            fill.sources.remove(source)
-        fill.locations.pop(source, None)
-        if not fill.sources:
-            fill.fail(failure)
+        self._drop(fill, [one for one in fill.sources if one == source], failure)
+
+    def _drop_upstream(self, fill: Fill, failure: FillFailed) -> None:
+        """This upstream cannot give it: others may."""
+        ours = [one for one in fill.sources if one.upstream == self.upstream_host]
+        self._drop(fill, ours, failure)
+
+    def _drop(self, fill: Fill, sources: list[BlobSource], failure: FillFailed) -> None:
+        fill.drop_sources(sources, failure)
+        if fill.source_at(self.upstream_host) is None:
+            # The next open puts it back.
+            self.pool.fills.discard(fill)
 
     # --- the record ---
 

@@ -9,7 +9,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -244,6 +244,8 @@ class Fill:
         self.listeners: set[Listener] = set()
         self.table: UnitTable | None = None
         self.failure: FillFailed | None = None
+        self.refusal: FillFailed | None = None
+        """Why the last source was dropped; until somebody opens the blob again."""
         self.attempts = 0
         self.failed_at = 0.0
         self.silent_since: float | None = None
@@ -349,6 +351,9 @@ class Fill:
             want.stop = min(want.stop if want.stop is not None else size, size)
         self.wants.append(want)
         self._settle_wants()
+        if self.refusal is not None and want in self.wants:
+            self.wants.remove(want)
+            want.settle(self.refusal)
         self._note_busy()
         self.around.pump()
 
@@ -563,6 +568,22 @@ class Fill:
                 listener.notify_refused(self, failure)
         self.cut_unwanted()
         self._note_busy()
+
+    def source_at(self, upstream: str) -> BlobSource | None:
+        """The repository of this upstream that is asked for the blob."""
+        return next((source for source in self.sources if source.upstream == upstream), None)
+
+    def drop_sources(self, dropped: Iterable[BlobSource], failure: FillFailed) -> None:
+        """These cannot give it: others may; after the last one every want fails by ``failure``."""
+        for source in dropped:
+            self.sources.remove(source)
+            self.locations.pop(source, None)
+        if not self.sources:
+            self.refusal = failure
+            self.fail(failure)
+            for listener in list(self.listeners):
+                # Who comes later opens it again, and thereby asks the sources again.
+                listener.notify_evicted(self)
 
     def withdraw(self, failure: FillFailed) -> None:
         """The object is no more: everybody who has it open must know."""

@@ -112,9 +112,10 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     [
         ("ftruncate", 1),
         ("fallocate", 1),
-        ("fallocate", 3),
+        ("fallocate", 2),
         ("pwrite64", 1),
-        ("pwrite64", 6),
+        ("pwrite64", 2),
+        ("pwrite64", 3),
         ("?rename,?renameat,?renameat2", 1),
         ("fsync", 1),
     ],

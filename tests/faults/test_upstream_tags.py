@@ -1,6 +1,7 @@
 """Faults 23 to 26: tags that move or vanish, upstreams that are down, clocks that are wrong."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,22 @@ def test_f25_tag_that_the_upstream_takes_away_is_not_served_stale(
     assert setting.manifest(upstream.host, "1").status in (404, 503), "nor when it is down later"
 
 
+def test_f25_blob_that_the_upstream_takes_away_is_missing_until_it_is_back(
+    setting: Setting,
+) -> None:
+    upstream = setting.upstream()
+    content = new_content(SIZE)
+    digest = upstream.add_blob(REPOSITORY, content)
+    assert setting.blob(upstream.host, digest, "0-9").body == content[:10]
+    upstream.remove_blob(REPOSITORY, digest)
+    for _ in range(3):
+        reply = setting.blob(upstream.host, digest, "2000000-2000009", patience=20)
+        assert reply.status == 404
+    assert setting.blob(upstream.host, digest, "0-9").body == content[:10], "what is here is here"
+    upstream.add_blob(REPOSITORY, content)
+    pulls(setting, upstream.host, digest, content)
+
+
 # --- 26: the clock ---
 
 
@@ -219,4 +236,5 @@ def _hosts(upstream: ScriptedUpstream) -> dict[str, dict[str, object]]:
 
 
 def _clock(shift: int) -> dict[str, str]:
-    return {"PYTHONPATH": str(CLOCK), "HEADSTART_TEST_CLOCK": str(shift)}
+    path = os.pathsep.join(filter(None, (str(CLOCK), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "HEADSTART_TEST_CLOCK": str(shift)}
