@@ -196,12 +196,6 @@ class Filler:
             text = f"{source.upstream} has a blob of {size} bytes for it, not of {fill.size}"
             raise FillFailed("protocol", f"{fill.digest}: {text}")
         self.vouched(fill, source)
-        if fill.size is None and fill.source_at(source.upstream) is None:
-            # Only other upstreams are asked so far: this one's clients need not wait for them.
-            try:
-                fill.size_known(size)
-            except OSError as error:
-                raise fill.disk_failure(error) from None
 
     async def ask_size(self, fill: Fill, source: BlobSource) -> int:
         """The size, from the source, which thereby owns to the blob. Raises FillFailed."""
