@@ -29,6 +29,7 @@ from proxy.fill.carriage import Carriage
 from proxy.fill.fill import BlobSource, Fill
 from proxy.fill.judgement import failure_of
 from proxy.fill.pacing import Pacer
+from proxy.fill.plain_source import PlainSource
 from proxy.fill.pool import MOST_CONNECTIONS, Pool
 from proxy.fill.quota import Quota
 from proxy.fill.records import BlobRecord, BlobRecords
@@ -113,7 +114,7 @@ class Filler:
             host: Carriage(
                 Pool(upstream, settings.request_size, reissue=settings.reissue),
                 clients[host],
-                CurlSource(),
+                PlainSource(CurlSource()),
                 self._carriers,
                 self,
                 self._trace,

@@ -204,6 +204,26 @@ class RangeReceiver:
             return False
         return True
 
+    def room(self) -> memoryview:
+        """Where the next bytes of the body may be put without a copy; see :meth:`came`."""
+        return self._buffer[self._filled : BUFFER_SIZE - self._position % BUFFER_SIZE]
+
+    def came(self, count: int) -> bool:
+        """``count`` bytes (or none yet) are in :meth:`room`; as :meth:`feed` otherwise."""
+        fetch = self._fetch
+        if fetch.cut_reason is not None or self._files is None:
+            return False
+        fetch.received += count
+        self._filled += count
+        full = self._position % BUFFER_SIZE + self._filled == BUFFER_SIZE
+        try:
+            if (full or self._due()) and not self._flush():
+                return self._cut()
+        except OSError as error:
+            self.outcome = Outcome(Ending.DISK, str(error), error=error)
+            return False
+        return True
+
     def _due(self) -> bool:
         if not self._fetch.bulk and self._filled >= UNIT_SIZE:
             return True

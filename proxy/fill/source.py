@@ -29,7 +29,7 @@ MAX_HEAD_BYTES = 64 * 1024
 IDLE_SECONDS = 30.0
 USER_AGENT = "headstart"
 
-_REDIRECT_OR_CHALLENGE_BODY = 64 * 1024
+SHORT_BODY = 64 * 1024
 _SUPPRESS_CONNECT_HEADERS = 265  # curl/curl.h; pycurl does not name it
 
 
@@ -67,6 +67,13 @@ class ReceiverMaker(Protocol):
 
     def __call__(self, buffer: bytearray) -> RangeReceiver:
         """A receiver for one answer."""
+
+
+def keeps_connection(head: Head) -> bool:
+    """Whether an answer that is no content is short enough to read past, keeping the connection."""
+    length = head.length()
+    kept = head.status in (301, 302, 303, 307, 308, 401)
+    return kept and length is not None and length <= SHORT_BODY
 
 
 class _Carrier:
@@ -236,20 +243,14 @@ class _Transfer:
             self._head.fields.setdefault(name.strip().lower(), []).append(value.strip())
         elif self._head.status >= 200 and not self._judged:
             self._judged = True
-            if not self._receiver.answered(self._head) and not self._short_answer():
+            if not self._receiver.answered(self._head) and not keeps_connection(self._head):
                 return 0
         return None
-
-    def _short_answer(self) -> bool:
-        """Whether a refused answer's body is short enough to read past, keeping the connection."""
-        length = self._head.length()
-        kept = self._head.status in (301, 302, 303, 307, 308, 401)
-        return kept and length is not None and length <= _REDIRECT_OR_CHALLENGE_BODY
 
     def _body(self, received: bytes) -> int | None:
         if self._receiver.outcome is not None:
             self._skipped += len(received)
-            return None if self._skipped <= _REDIRECT_OR_CHALLENGE_BODY else 0
+            return None if self._skipped <= SHORT_BODY else 0
         return None if self._receiver.feed(received) else 0
 
     def _failure(self, code: int, text: str) -> Outcome:

@@ -14,11 +14,13 @@ import pytest
 from headstart.content.digest import Digest
 from headstart.store.geometry import MIB
 from headstart.store.layout import Layout
+from proxy.fill import plain_source as plain_source_module
 from proxy.fill import source as source_module
 from proxy.fill.fetch import Ending, Fetch, Outcome
 from proxy.fill.fill import Fill
+from proxy.fill.plain_source import PlainSource
 from proxy.fill.receiver import RangeReceiver
-from proxy.fill.source import BlobRequest, CurlSource
+from proxy.fill.source import BlobRequest, CurlSource, Source
 from tests.doubles.black_hole import black_hole, refused_port
 from tests.doubles.certificates import Authority
 from tests.doubles.connect_proxy import ConnectProxy
@@ -50,11 +52,12 @@ def admission(layout: Layout) -> Iterator[WritingAdmission]:
     made.files.close()
 
 
-@pytest.fixture
-def source() -> Iterator[CurlSource]:
-    """The source under test; after it nothing is left open."""
+@pytest.fixture(params=["libcurl", "socket"])
+def source(request: pytest.FixtureRequest) -> Iterator[Source]:
+    """Each source; after it nothing is left open."""
     before = open_descriptors()
-    made = CurlSource()
+    curl = CurlSource()
+    made: Source = curl if request.param == "libcurl" else PlainSource(curl)
     yield made
     made.close()
     assert open_descriptors() <= before
@@ -87,7 +90,7 @@ def fetch_of(fill: Fill, start: int = 0, stop: int = SIZE) -> Fetch:
 class Run:
     """Performs requests with receivers that write to the blob."""
 
-    def __init__(self, source: CurlSource, fill: Fill, admission: WritingAdmission) -> None:
+    def __init__(self, source: Source, fill: Fill, admission: WritingAdmission) -> None:
         self._source = source
         self._fill = fill
         self._admission = admission
@@ -110,7 +113,7 @@ class Run:
 
 
 @pytest.fixture
-def run(source: CurlSource, fill: Fill, admission: WritingAdmission) -> Run:
+def run(source: Source, fill: Fill, admission: WritingAdmission) -> Run:
     return Run(source, fill, admission)
 
 
@@ -380,12 +383,13 @@ def test_a_shortened_range_lets_its_connection_go(
 
 
 def test_idle_connections_are_closed_after_a_while(
-    run: Run, source: CurlSource, double: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+    run: Run, source: Source, double: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(request_for(double, 0, MIB))
     source.close_idle()
     assert double._open
-    monkeypatch.setattr(source_module, "IDLE_SECONDS", -1.0)
+    for module in (source_module, plain_source_module):
+        monkeypatch.setattr(module, "IDLE_SECONDS", -1.0)
     source.close_idle()
     eventually(lambda: not double._open)
     assert run(request_for(double, MIB, 2 * MIB)) == Outcome(Ending.COMPLETE)
