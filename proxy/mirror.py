@@ -251,6 +251,7 @@ def run(configuration: Configuration) -> None:
         http=SendfileProtocol,
         loop="uvloop",
         ws="none",
+        limit_concurrency=_most_connections(),
         lifespan="on",
         interface="asgi3",
         log_config=None,
@@ -275,6 +276,12 @@ def run(configuration: Configuration) -> None:
     server.run(listeners)
     if server.refusal is not None:
         raise server.refusal
+
+
+def _most_connections() -> int:
+    """Each may need two descriptors for its socket and one for a blob's file."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(8192, soft // 4))
 
 
 def _allow_many_files() -> None:

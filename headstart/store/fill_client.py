@@ -91,20 +91,30 @@ class FillClient:
             message["first"] = list(first)
         if authorization is not None:
             message["authorization"] = authorization
+        with anyio.move_on_after(timeout_seconds):
+            handle = await self._open_ready(message)
+            if handle.gone:
+                # Evicted between the filler's answer and our opening of its files.
+                self.close(handle)
+                handle = await self._open_ready(message)
+            failure = handle.failure
+            if failure is not None:
+                self.close(handle)
+                raise failure
+            return handle
+        raise self._unreachable(timeout_seconds)
+
+    async def _open_ready(self, message: Message) -> OpenBlob:
+        """A handle whose files are open, or that says why they are not."""
         handle = OpenBlob(self, message)
         self._handles.add(handle)
         self._post_open(handle)
         try:
-            with anyio.move_on_after(timeout_seconds):
-                await handle.ready.wait()
-                if handle.failure is not None:
-                    raise handle.failure
-                return handle
+            await handle.ready.wait()
         except BaseException:
             self.close(handle)
             raise
-        self.close(handle)
-        raise self._unreachable(timeout_seconds)
+        return handle
 
     async def call(self, message: Message, timeout_seconds: float = 30.0) -> Message:
         """Send any other request and wait for its answer; replayed after a reconnect.

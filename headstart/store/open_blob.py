@@ -55,6 +55,8 @@ class OpenBlob:
         self._retired: list[CachedBlob] = []
         self.stale = False
         """Whether the filler has dropped the object: new readers must open it again."""
+        self.gone = False
+        """Whether the files were evicted before they could be opened: opening again may do."""
         self.on_stale: Callable[[], None] | None = None
         """Called when the filler says so: what an idle handle holds on disk is to be released."""
 
@@ -69,6 +71,10 @@ class OpenBlob:
         """Take over the files that the filler has named."""
         try:
             blob = CachedBlob([Path(path) for path in paths], [Path(path) for path in maps])
+        except FileNotFoundError:
+            self.gone = True
+            self.fail(FillFailed("upstream", "the blob was evicted while it was opened"))
+            return
         except (OSError, MapDamaged) as error:
             self.fail(FillFailed("protocol", f"the filler's files cannot be opened: {error}"))
             return

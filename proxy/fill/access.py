@@ -16,7 +16,8 @@ from headstart.registry.client import RegistryClient
 from headstart.registry.upstream import Upstream
 from proxy.fill.fill import BlobSource, Fill
 
-GRANTED_SECONDS = 60.0
+GRANTED_SECONDS = 30.0
+"""The mirror keeps what it was granted as long again: a minute together."""
 MOST_GRANTS = 4096
 
 

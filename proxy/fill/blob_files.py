@@ -1,5 +1,6 @@
 """The files of one blob, opened for writing: reserve, write, publish in the map, verify, remove."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -246,7 +247,12 @@ class BlobFiles:
 
     def allocated(self) -> int:
         """Bytes that the files take on disk."""
-        return sum(os.fstat(descriptor).st_blocks * 512 for descriptor in self._descriptors)
+        total = 0
+        for descriptor in self._descriptors:
+            # A stripe that has failed takes none that could be told.
+            with contextlib.suppress(OSError):
+                total += os.fstat(descriptor).st_blocks * 512
+        return total
 
     @property
     def descriptors(self) -> tuple[int, ...]:

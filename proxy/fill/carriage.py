@@ -10,10 +10,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+from headstart.registry.address import AddressPolicy
 from headstart.registry.client import RegistryClient
 from headstart.registry.errors import RegistryError
 from headstart.registry.proxies import ProxySettings
-from headstart.registry.redirect import MAX_REDIRECTS, check_redirect, same_origin
+from headstart.registry.redirect import MAX_REDIRECTS, check_redirect, origin, same_origin
 from headstart.store.errors import FillFailed
 from headstart.store.geometry import UNIT_SIZE
 from proxy.fill.fetch import Ending, Fetch, Outcome
@@ -43,6 +44,9 @@ class Restarter(Protocol):
 
     def pump(self) -> None:
         """Something may be startable now."""
+
+    async def learn_size(self, fill: Fill, size: int) -> None:
+        """Make the files of a blob whose size no answer with bytes has told. Raises OSError."""
 
     def restart(self, fill: Fill, failure: FillFailed) -> None:
         """Drop what has come of a blob whose content changed; the next open starts afresh."""
@@ -129,11 +133,11 @@ class Carriage:
 
     async def _carry(self, fetch: Fetch) -> None:
         slot = self._take_slot()
-        self._trace_event("start", fetch, slot, "")
         source = fetch.fill.source_at(self.upstream_host)
         at_origin = True
         outcome = Outcome(Ending.CUT, "nobody is left who may ask for it")
         try:
+            self._trace_event("start", fetch, slot, "")
             if source is not None:
                 outcome, at_origin = await self._ask(fetch, source)
         except RegistryError as error:
@@ -150,6 +154,8 @@ class Carriage:
         verdict = judge(outcome, self.upstream_host, at_origin=at_origin)
         if source is not None:
             await self._conclude(fetch, source, outcome, verdict)
+        else:
+            self._drop_upstream(fetch.fill, FillFailed("upstream", outcome.text))
         self._around.pump()
 
     async def _ask(self, fetch: Fetch, source: BlobSource) -> tuple[Outcome, bool]:
@@ -206,12 +212,16 @@ class Carriage:
         self, fetch: Fetch, source: BlobSource, url: str, authorization: str | None
     ) -> Outcome:
         upstream = self.pool.upstream
+        # A name is checked once it is resolved; behind a proxy that is not ours to do.
+        AddressPolicy(upstream.allow_private).check_host(origin(url)[1])
         intake = Intake(fetch.fill, source)
+        # A read may have taken the end of the range since; from here on it is what is asked for.
+        fetch.asked = (fetch.start, fetch.stop)
         request = BlobRequest(
             url=url,
             authorization=authorization,
             start=fetch.start,
-            stop=fetch.stop if self.pool.ranges else None,
+            stop=fetch.asked[1] if self.pool.ranges else None,
             connect_seconds=upstream.deadlines.connect,
             ca_file=upstream.ca_file,
             allow_private=upstream.allow_private,
@@ -316,8 +326,9 @@ class Carriage:
                 size = await self.client.head_blob(
                     source.repository, fill.digest, source.authorization
                 )
-            fill.size_known(size)
+            await self._around.learn_size(fill, size)
         except RegistryError as error:
+            fill.no_length = False
             self._drop_source(fill, source, failure_of(error))
         except OSError as error:
             fill.fail(fill.disk_failure(error))
@@ -353,6 +364,8 @@ class Carriage:
             self.figures.failed += 1
 
     def _trace_event(self, event: str, fetch: Fetch, slot: int, ending: str) -> None:
+        if not self._trace.enabled:
+            return
         self._trace.write(
             event,
             connection=slot,

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 NOTICE_SECONDS = 0.005
 """At most so often a follower hears of bytes that have come."""
 FIRST_WANT_SECONDS = 10.0
-"""How long what an ``open`` announced as its first read is fetched without being wanted."""
+"""How long after its files are announced an ``open``'s first read is fetched without a want."""
 MOST_BUFFERED = 16 * 1024 * 1024
 """Bytes that may wait for a client that does not read; then it is disconnected."""
 MOST_HANDLES = 65536
@@ -68,6 +68,7 @@ class Handle:
         if self.proven or self._talk.filler.proven(fill, self.source):
             self.proven = True
             self._talk.send({"type": "state", "handle": self.number, **described(fill)})
+            self._talk.expect_want(self)
         else:
             # Another upstream was faster; whether ours has the blob is not known yet.
             self._talk.start(self._talk.prove(self))
@@ -257,6 +258,12 @@ class Conversation:
         except FillFailed as failure:
             self.send({"type": "failed", "id": number, **failure.as_message()})
             return
+        except Exception as error:
+            # No answer would be the longest of all waits.
+            logger.exception("fill.sock: an open failed by an error of the filler itself")
+            said = FillFailed("upstream", f"the blob cannot be opened: {type(error).__name__}")
+            self.send({"type": "failed", "id": number, **said.as_message()})
+            return
         opened: Message = {"type": "opened", "id": number, "handle": handle.number}
         if handle.proven:
             self.send({**opened, **described(fill)})
@@ -292,15 +299,22 @@ class Conversation:
             self.start(self._ask_size(handle))
             return
         fill.add_want(handle.first)
-        loop = asyncio.get_running_loop()
-        self._timers[handle.number] = loop.call_later(FIRST_WANT_SECONDS, handle.drop_first)
+
+    def expect_want(self, handle: Handle) -> None:
+        """The client can say what it wants from now on: its first read is not fetched for ever."""
+        if handle.first is not None and handle.number not in self._timers:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(FIRST_WANT_SECONDS, handle.drop_first)
+            self._timers[handle.number] = timer
 
     async def _ask_size(self, handle: Handle) -> None:
         fill = handle.fill
         try:
             size = await self.filler.ask_size(fill, handle.source)
+            if handle.number not in self._handles:
+                return
             if fill.size is None:
-                fill.size_known(size)
+                await self.filler.learn_size(fill, size)
             else:
                 handle.notify_files(fill)
         except FillFailed as failure:
@@ -315,7 +329,8 @@ class Conversation:
         except FillFailed as failure:
             handle.notify_refused(handle.fill, failure)
             return
-        handle.notify_files(handle.fill)
+        if handle.number in self._handles:
+            handle.notify_files(handle.fill)
 
     def _want(self, message: Message) -> None:
         number, handle = message.get("id"), self._handles.get(_number(message, "handle"))
@@ -440,6 +455,10 @@ class Conversation:
             answer = {"type": "failed", **failure.as_message()}
         except InvalidInput as error:
             answer = {"type": "failed", **FillFailed("protocol", str(error)).as_message()}
+        except Exception as error:
+            logger.exception("fill.sock: a call failed by an error of the filler itself")
+            said = FillFailed("upstream", f"the call failed: {type(error).__name__}")
+            answer = {"type": "failed", **said.as_message()}
         self.send({**answer, "id": number})
 
 

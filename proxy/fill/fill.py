@@ -103,6 +103,9 @@ class Surroundings(Protocol):
     def verified(self, fill: "Fill") -> None:
         """The digest has passed."""
 
+    def suspect(self, fill: "Fill") -> None:
+        """Bytes that should be here cannot be read: check everything at the next open."""
+
     def quarantine(self, fill: "Fill", failure: FillFailed) -> None:
         """Remove the blob's files and end the fill."""
 
@@ -254,6 +257,8 @@ class Fill:
         self.no_length = False
         self.etag_ignored = False
         self.evicted = False
+        self.openings = 0
+        """Opens that wait for an answer about this fill, which must not be closed meanwhile."""
         self.vouched: set[str] = set()
         self.idle_since = time.monotonic()
         self.received = 0
@@ -300,11 +305,17 @@ class Fill:
             return "planning"
         return "complete" if self.verified else "streaming"
 
-    def size_known(self, size: int) -> None:
-        """Make the files for a size learned otherwise than from an answer with bytes."""
+    def make_files(self, size: int) -> None:
+        """Make the files for a size learned otherwise than from an answer with bytes.
+
+        Blocks: call it from a thread, and :meth:`files_made` afterwards. Raises OSError.
+        """
         with self.intake_lock:
             if self.files is None:
                 self.files = self.around.create_files(self.digest, size)
+
+    def files_made(self) -> None:
+        """Take over the files that :meth:`make_files` has made."""
         self._take_files()
 
     def _take_files(self) -> None:
@@ -532,8 +543,9 @@ class Fill:
         self._digesting = False
         if self.failure is not None or self.files is None:
             return
-        if isinstance(result, OSError):
-            self.fail(FillFailed("space", f"cached bytes cannot be read back: {result}"))
+        if isinstance(result, Exception):
+            # Whoever waits for the digest must hear of it, though all bytes seem to be here.
+            self.around.suspect(self)
         elif result is True:
             self.files.mark_verified()
             self.around.verified(self)
@@ -568,6 +580,13 @@ class Fill:
                 listener.notify_refused(self, failure)
         self.cut_unwanted()
         self._note_busy()
+
+    def add_source(self, source: BlobSource, most: int) -> None:
+        """Ask this one first; of each upstream at most ``most`` are remembered."""
+        self.sources.insert(0, source)
+        same = [known for known in self.sources if known.upstream == source.upstream]
+        for surplus in same[most:]:
+            self.sources.remove(surplus)
 
     def source_at(self, upstream: str) -> BlobSource | None:
         """The repository of this upstream that is asked for the blob."""

@@ -107,6 +107,10 @@ class Filler:
         self._trace = Trace()
         self._carriers = ThreadPoolExecutor(8 * MOST_CONNECTIONS, thread_name_prefix="carrier")
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="worker")
+        # Hashing after a boot, and a disk that is slow to sync, must not hold up who opens.
+        self._openers = ThreadPoolExecutor(2, thread_name_prefix="opener")
+        self._syncers = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._closed = False
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="index")
         self._pumping = False
         self._stirred = asyncio.Event()
@@ -134,20 +138,29 @@ class Filler:
                 # A fetch that begins is sampled from then on, not from the next idle tick.
                 async with asyncio.timeout(IDLE_TICK_SECONDS):
                     await (asyncio.sleep(TICK_SECONDS) if active else self._stirred.wait())
-            now = time.monotonic()
-            for carriage in self.carriages.values():
-                carriage.pool.tick(now)
-                carriage.close_idle()
-            self._close_idle(now)
-            self._pump()
+            try:
+                self._tick(time.monotonic())
+            except Exception:
+                # Without ticks no deadline would pass and nothing be tried again.
+                logger.exception("fill: an error of the filler itself")
+
+    def _tick(self, now: float) -> None:
+        for carriage in self.carriages.values():
+            carriage.pool.tick(now)
+            carriage.close_idle()
+        self._close_idle(now)
+        self._pump()
 
     async def close(self) -> None:
         """Cut what is under way, write what is known, close everything."""
+        self._closed = True
         for carriage in self.carriages.values():
             await carriage.close()
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._workers, self._openers, self._syncers):
+            threads.shutdown(wait=True, cancel_futures=True)
         for fill in [*self.fills.values(), *self._retired]:
-            if fill.files is not None:
+            # What a thread may still write to is left to the end of the process.
+            if fill.files is not None and not fill.fetches:
                 self._note(fill)
                 fill.files.close()
         self._clerk.shutdown(wait=True)
@@ -169,17 +182,22 @@ class Filler:
             raise FillFailed("digest", f"{digest}: {source.upstream} keeps sending other bytes")
         while True:
             fill, fresh = await self._fill_of(digest, size_hint)
-            # A blob of which nothing is here and nobody else is asked: its first answer is the
-            # proof.
+            # Of a blob of which nothing is here the first answer is the proof, for all who wait
+            # for it at the same upstream.
+            fresh = fresh or (fill.table is None and fill.source_at(source.upstream) is not None)
             proven_by_fetching = fresh and upstream.access != "passthrough"
             if not proven_by_fetching and not self.access.granted(upstream, source, fill):
-                await self.prove(fill, source)
-            if not fill.evicted:
+                fill.openings += 1
+                try:
+                    await self.prove(fill, source)
+                finally:
+                    fill.openings -= 1
+            if fill.failure is not None or self.fills.get(digest) is fill:
                 break
         if source not in fill.sources:
             fill.refusal = None
-            fill.sources.insert(0, source)
-            del fill.sources[MOST_SOURCES:]
+            fill.add_source(source, MOST_SOURCES)
+        self.quota.touch(digest, time.time())
         self.carriages[source.upstream].pool.fills.add(fill)
         return fill
 
@@ -222,6 +240,18 @@ class Filler:
         fill = await asyncio.shield(task)
         return fill, first and fill.files is None
 
+    async def learn_size(self, fill: Fill, size: int) -> None:
+        """Make the files for a size learned otherwise than from an answer with bytes.
+
+        Raises OSError.
+        """
+        fill.openings += 1
+        try:
+            await self._loop.run_in_executor(self._openers, fill.make_files, size)
+        finally:
+            fill.openings -= 1
+        fill.files_made()
+
     def suspect(self, fill: Fill) -> None:
         """A reader could not read what should be here: the next open checks every byte of it."""
         if fill.files is not None and fill.failure is None and not fill.evicted:
@@ -238,7 +268,10 @@ class Filler:
 
     async def _open_files(self, digest: Digest, size_hint: int | None) -> Fill:
         try:
-            record, files = await self._loop.run_in_executor(self._workers, self._look_up, digest)
+            record, files = await self._loop.run_in_executor(self._openers, self._look_up, digest)
+            if files is not None and not files.intact():
+                files.close()  # evicted in this instant
+                files = None
             fill = Fill(digest, files, size_hint, self, self._loop)
             fill.etag_ignored = digest in self._changed
             self.fills[digest] = fill
@@ -321,7 +354,12 @@ class Filler:
 
     # --- Surroundings, on the loop ---
 
-    def in_thread(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+    def in_thread(
+        self,
+        work: Callable[[], object],
+        done: Callable[[object], None],
+        threads: ThreadPoolExecutor | None = None,
+    ) -> None:
         """Run ``work`` in a thread; ``done`` gets its result or its exception, on the loop."""
 
         def run() -> object:
@@ -333,10 +371,10 @@ class Filler:
                 return error
 
         def finished(future: asyncio.Future[object]) -> None:
-            if not future.cancelled():
+            if not future.cancelled() and not self._closed:
                 done(future.result())
 
-        self._loop.run_in_executor(self._workers, run).add_done_callback(finished)
+        self._loop.run_in_executor(threads or self._workers, run).add_done_callback(finished)
 
     def occupied(self, fill: Fill, change: int) -> None:
         """A fill has become busy (+1) or idle (-1)."""
@@ -370,7 +408,7 @@ class Filler:
         self._changed.discard(fill.digest)
         self._note(fill)
         self._syncing.add(fill)
-        self.in_thread(files.sync, lambda result: self._synced(fill, result))
+        self.in_thread(files.sync, lambda result: self._synced(fill, result), self._syncers)
 
     def _synced(self, fill: Fill, result: object) -> None:
         self._syncing.discard(fill)
@@ -431,6 +469,9 @@ class Filler:
         fill = self.fills.get(digest)
         if fill is not None:
             fill.evicted = True
+            # Somebody may have used it between its removal and this.
+            self.quota.forget(digest)
+            self._clerk.submit(self._records.delete, digest)
             self._forget(fill)
             # The quota spares what is busy; this is for a want that came in the same instant.
             fill.fail(FillFailed("upstream", f"{digest} was evicted; ask again"))
@@ -498,16 +539,16 @@ class Filler:
 
     def _close_idle(self, now: float) -> None:
         for fill in [*self.fills.values(), *self._retired]:
-            if fill.busy or fill.listeners or fill in self._syncing:
+            if fill.busy or fill.listeners or fill.openings or fill in self._syncing:
                 fill.idle_since = now
             elif now - fill.idle_since >= CLOSE_IDLE_SECONDS or fill in self._retired:
                 self._close(fill)
 
     def _close(self, fill: Fill) -> None:
         self._note(fill)
-        self._known.pop(fill.digest, None)
         if self.fills.get(fill.digest) is fill:
             del self.fills[fill.digest]
+            self._known.pop(fill.digest, None)
         self._retired.discard(fill)
         for carriage in self.carriages.values():
             carriage.pool.fills.discard(fill)

@@ -58,6 +58,7 @@ class Pool:
         self.limit = upstream.max_connections or START_CONNECTIONS
         self.received = 0
         self.typical_rate: float | None = None
+        self._least = self.limit
         self._fixed = upstream.max_connections is not None
         self._orders = itertools.count()
         self._clock = clock
@@ -269,6 +270,10 @@ class Pool:
         received = self.received + sum(fetch.received for fetch in self.active)
         rate = (received - before) / (now - since)
         self._measured = (now, received)
+        if now >= self._settled_until and self.limit < self._least:
+            # Fewer than at the start because the upstream asked for a pause: come back slowly.
+            self.limit = min(self._least, self.limit + 2)
+            return
         if self._fixed or now < self._settled_until or len(self.holding) < self.limit:
             self._grown_from = None
             return
@@ -276,7 +281,7 @@ class Pool:
             self._grown_from = rate
             self.limit = min(MOST_CONNECTIONS, self.limit + 2)
         else:
-            self.limit = max(START_CONNECTIONS, self.limit - 2)
+            self.limit = max(self._least, self.limit - 2)
             self._settled_until = now + SETTLED_SECONDS
 
     # --- what the upstream says ---

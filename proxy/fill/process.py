@@ -85,6 +85,7 @@ async def _serve(configuration: Configuration, layout: Layout, index: Index) -> 
     sweeping = asyncio.create_task(_sweep_daily(index))
     gc.freeze()
     logger.info("filler: ready, cache %s", ", ".join(map(str, layout.stripes)))
+    ticking.add_done_callback(lambda _: stop.set())  # nothing would pass a deadline any more
     try:
         await stop.wait()
     finally:

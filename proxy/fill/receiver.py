@@ -86,7 +86,7 @@ class RangeReceiver:
         self._filled = 0
         self._flushed_at = clock()
         self._position = fetch.start
-        self._requested_stop = fetch.stop
+        self._requested_stop = fetch.asked[1]
         self._hasher: blake3 | None = None
         self._hashed_to = -1
         self._files: BlobFiles | None = None

@@ -131,7 +131,8 @@ def stored_geometry(layout: Layout, digest: Digest) -> Geometry | None:
     for path in layout.blob_paths(digest, len(layout.stripes)):
         try:
             stripe_map = StripeMap(map_path(path), writable=False)
-        except (OSError, MapDamaged):
+        except (OSError, MapDamaged) as error:
+            _raise_shortage(error)
             continue
         geometry = Geometry(stripe_map.size, stripe_map.extent_size, stripe_map.stripes)
         stripe_map.close()
@@ -144,7 +145,8 @@ def _open_map(path: Path, geometry: Geometry, number: int) -> StripeMap:
     """The stripe's map if it fits, else a new, empty one."""
     try:
         stripe_map = StripeMap(map_path(path), writable=True)
-    except (OSError, MapDamaged):
+    except (OSError, MapDamaged) as error:
+        _raise_shortage(error)
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         return StripeMap.create(map_path(path), geometry, number)
     found = (stripe_map.size, stripe_map.extent_size, stripe_map.stripes, stripe_map.stripe)
@@ -191,3 +193,9 @@ def unlink(paths: Iterable[Path]) -> None:
         # On a disk that has failed the name may stay; its map says nothing is there, or is gone.
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _raise_shortage(error: Exception) -> None:
+    """Raise what says nothing about the file: a whole blob must not be taken for an absent one."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error

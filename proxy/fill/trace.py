@@ -1,9 +1,12 @@
 """A record of every range for plots: JSON lines in the file that HEADSTART_TRACE names."""
 
 import json
+import logging
 import os
 import time
 from typing import TextIO
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "HEADSTART_TRACE"
 
@@ -21,11 +24,20 @@ class Trace:
             )
             self._file = os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
 
+    @property
+    def enabled(self) -> bool:
+        """Whether anybody wants the events."""
+        return self._file is not None
+
     def write(self, event: str, **fields: object) -> None:
         """One event."""
         if self._file is not None:
             record = {"at": time.monotonic(), "event": event, **fields}
-            self._file.write(json.dumps(record) + "\n")
+            try:
+                self._file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                logger.warning("trace: %s; it ends here", error)
+                self._file = None
 
     def close(self) -> None:
         """Close the file."""

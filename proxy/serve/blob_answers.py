@@ -6,6 +6,7 @@ error before the head has gone is a status, and later a reset: never a short cle
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 HEAD_SECONDS = 10.0
 """After so long without a byte the head goes out alone: clients wait for it impatiently."""
+
+_UNREADABLE = frozenset((errno.EIO, errno.ENXIO, errno.ESTALE, errno.ENODATA))
+"""Of a file, not of the client's socket and not for want of descriptors or memory."""
 
 _FAILURES = (FillFailed, FillerUnreachable, RegistryError, OSError, MemoryError)
 
@@ -164,7 +168,7 @@ class BlobAnswers:
                 watch.failed(str(error))
                 raise
             except _FAILURES as error:
-                if isinstance(error, OSError):
+                if isinstance(error, OSError) and error.errno in _UNREADABLE:
                     self._services.filler.suspect(handle)
                 watch.failed(str(error))
                 raise
@@ -255,6 +259,8 @@ class BlobAnswers:
 
     @staticmethod
     def _check_same(handle: OpenBlob, begun: CachedBlob) -> None:
+        if handle.failure is not None and handle.failure.code == "digest":
+            raise handle.failure
         if handle.blob is not begun and not begun.verified and not same_file(handle.blob, begun):
             raise FillFailed("digest", "the blob was fetched anew while it was sent")
 

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 
-GRANT_SECONDS = 60.0
+GRANT_SECONDS = 30.0
 """How long the upstream's consent holds for the same repository and credentials."""
 
 MOST_GRANTS = 4096

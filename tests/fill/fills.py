@@ -54,6 +54,9 @@ class NoSurroundings:
     def verified(self, fill: Fill) -> None:
         return
 
+    def suspect(self, fill: Fill) -> None:
+        return
+
     def quarantine(self, fill: Fill, failure: FillFailed) -> None:
         return
 

@@ -115,7 +115,6 @@ def test_an_opening_that_fails_while_its_size_is_sought_says_why(tmp_path: Path)
 @pytest.mark.parametrize(
     "files",
     [
-        {"paths": ["/nonexistent/blob"], "map": ["/nonexistent/blob.map"]},
         {"paths": [], "map": []},
         {"paths": ["/dev/null", "/dev/null"]},
         {"map": ["/dev/null"]},
@@ -131,6 +130,29 @@ def test_files_that_cannot_be_opened_fail_this_opening_only(tmp_path: Path, file
         assert raised.value.code == "protocol"
         filler.answers["open"] = right
         assert (await opened(client)).blob.size == SIZE
+
+    play(tmp_path, scenario)
+
+
+def test_files_that_were_evicted_before_they_were_opened_are_asked_for_once_more(
+    tmp_path: Path,
+) -> None:
+    async def scenario(filler: ScriptedFiller, client: FillClient) -> None:
+        right = filler.answers["open"]
+        gone: Message = {"paths": ["/nonexistent/blob"], "map": ["/nonexistent/blob.map"]}
+        asked: list[Message] = []
+
+        def once_gone(request: Message) -> Message | None:
+            asked.append(request)
+            return filler.opened(request, **gone) if len(asked) == 1 else right(request)
+
+        filler.answers["open"] = once_gone
+        assert (await opened(client)).blob.size == SIZE
+        assert len(asked) == 2
+        filler.answers["open"] = lambda request: filler.opened(request, **gone)
+        with pytest.raises(FillFailed, match="evicted") as raised:
+            await opened(client)
+        assert raised.value.code == "upstream"
 
     play(tmp_path, scenario)
 
