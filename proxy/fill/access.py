@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from headstart.content.digest import Digest
 from headstart.registry.client import RegistryClient
 from headstart.registry.upstream import Upstream
-from proxy.fill.fill import BlobSource, Fill
+from proxy.fill.fill import Fill
+from proxy.fill.parties import BlobSource
 
 GRANTED_SECONDS = 30.0
 """The mirror keeps what it was granted as long again: a minute together."""

@@ -18,8 +18,10 @@ from headstart.registry.redirect import MAX_REDIRECTS, check_redirect, origin, s
 from headstart.store.errors import FillFailed
 from headstart.store.geometry import UNIT_SIZE
 from proxy.fill.fetch import Ending, Fetch, Outcome
-from proxy.fill.fill import MAX_REDIRECTIONS_REFRESHED, BlobSource, Fill, Intake
+from proxy.fill.fill import MAX_REDIRECTIONS_REFRESHED, Fill
+from proxy.fill.intake import Intake
 from proxy.fill.judgement import Judgement, Step, failure_of, judge, outcome_of
+from proxy.fill.parties import BlobSource
 from proxy.fill.pool import Pool
 from proxy.fill.receiver import RangeReceiver
 from proxy.fill.source import BlobRequest, Source

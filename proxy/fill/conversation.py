@@ -21,8 +21,9 @@ from headstart.store.wire import (
     WireError,
     encode,
 )
-from proxy.fill.fill import BlobSource, Fill, Want
+from proxy.fill.fill import Fill
 from proxy.fill.filler import Filler
+from proxy.fill.parties import BlobSource, Want
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """One blob while anybody has it open: who wants which bytes, what is on its way, what has come.
 
-Everything here runs on the filler's event loop, except the methods of :class:`Intake`, which the
-connections' threads call.
+Everything here runs on the filler's event loop; connections' threads come in by
+:mod:`proxy.fill.intake`.
 """
 
 import asyncio
@@ -10,8 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from headstart.content.digest import Digest
 from headstart.store.errors import FillFailed
@@ -19,6 +17,7 @@ from headstart.store.geometry import UNIT_SIZE
 from proxy.fill.blob_files import BlobFiles
 from proxy.fill.digesting import FollowingDigest
 from proxy.fill.fetch import Ending, Fetch, Outcome
+from proxy.fill.parties import BlobSource, Listener, Surroundings, Want
 from proxy.fill.unit_table import UnitTable
 
 logger = logging.getLogger(__name__)
@@ -29,193 +28,6 @@ NEAR_BYTES = 2 * UNIT_SIZE
 """A read that waits for bytes no further ahead of a range on its way waits for that range."""
 LOOK_SECONDS = 0.002
 """At most so often the loop looks at what connections have brought of a blob."""
-
-
-@dataclass(slots=True, eq=False)
-class Want:
-    """Bytes ``offset`` to ``stop`` that a client of fill.sock waits for.
-
-    ``stop`` is None for "to the end" while the size is unknown. ``settle`` is called once, with
-    None when all is here, or with the reason.
-    """
-
-    offset: int
-    stop: int | None
-    priority: int
-    bulk: bool
-    order: int
-    settle: Callable[[FillFailed | None], None]
-    reach: int = 0
-    """Bytes beyond the read that sequential reads have earned (on-demand wants)."""
-    reached: int = 0
-    """All bytes from ``offset`` up to here are known to be here."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlobSource:
-    """A repository that may have the blob, with the client's own credentials if it passed any."""
-
-    upstream: str
-    repository: str
-    authorization: str | None = field(default=None, repr=False)
-
-
-class Listener(Protocol):
-    """A client of fill.sock that has the blob open."""
-
-    def notify_files(self, fill: "Fill") -> None:
-        """The size is known and the files are there."""
-
-    def notify_arrived(self, fill: "Fill") -> None:
-        """Bytes have come, or the digest has passed."""
-
-    def notify_refused(self, fill: "Fill", failure: FillFailed) -> None:
-        """The object is withdrawn: readers must not finish cleanly."""
-
-    def notify_evicted(self, fill: "Fill") -> None:
-        """The object was evicted: open readers finish, new ones open it again."""
-
-
-class Surroundings(Protocol):
-    """What a fill needs of the filler around it."""
-
-    def create_files(self, digest: Digest, size: int) -> BlobFiles:
-        """Make the files of a blob; called from a connection's thread."""
-
-    def reserve(self, digest: Digest, files: BlobFiles, extent: int) -> None:
-        """Count and reserve an extent's space; called from a connection's thread."""
-
-    def wrote(self, files: BlobFiles, stripe: int, offset: int, length: int) -> None:
-        """Count and pace a write; called from a connection's thread."""
-
-    def in_thread(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
-        """Run ``work`` in a thread; ``done`` gets its result, or the exception, on the loop."""
-
-    def pump(self) -> None:
-        """Something may be startable now."""
-
-    def occupied(self, fill: "Fill", change: int) -> None:
-        """A fill has become busy (+1) or idle (-1)."""
-
-    def vouched(self, fill: "Fill", source: BlobSource) -> None:
-        """The upstream of this source has delivered bytes of the blob."""
-
-    def verified(self, fill: "Fill") -> None:
-        """The digest has passed."""
-
-    def suspect(self, fill: "Fill") -> None:
-        """Bytes that should be here cannot be read: check everything at the next open."""
-
-    def quarantine(self, fill: "Fill", failure: FillFailed) -> None:
-        """Remove the blob's files and end the fill."""
-
-
-class Intake:
-    """The side of a fill that connections' threads call (:class:`receiver.Admission`)."""
-
-    def __init__(self, fill: "Fill", source: BlobSource) -> None:
-        """For one request at one source."""
-        self._fill = fill
-        self._source = source
-
-    def admit(self, fetch: Fetch, size: int | None, etag: str | None) -> Outcome | None:
-        """Accept the answer's total size and entity tag, or say why not."""
-        fill = self._fill
-        with fill.intake_lock:
-            if fill.files is None:
-                if size is None:
-                    return Outcome(Ending.NO_LENGTH)
-                if fill.size_hint not in (None, size):
-                    # Asked twice: the manifest may be wrong, and so may one answer.
-                    text = f"the answer is of a blob of {size} bytes, its manifest says "
-                    text += str(fill.size_hint)
-                    fill.size_hint = None
-                    return Outcome(Ending.PROTOCOL, text)
-                fill.etag = etag
-                refused = self._create(size)
-                if refused is not None:
-                    return refused
-            elif size is not None and size != fill.files.geometry.size:
-                return Outcome(
-                    Ending.DISPUTED,
-                    f"the answer is of a blob of {size} bytes, it has {fill.files.geometry.size}",
-                )
-            elif etag is not None and fill.etag is not None and etag != fill.etag:
-                if not fill.etag_ignored:
-                    return Outcome(Ending.CHANGED, "the entity tag changed between two ranges")
-            elif fill.etag is None:
-                fill.etag = etag
-        fill.on_loop(lambda: fill.answered(self._source))
-        return None
-
-    def admit_stream(self, fetch: Fetch, size: int | None) -> Outcome | None:
-        """Accept a whole answer where a range was asked, or say why not."""
-        fill = self._fill
-        with fill.intake_lock:
-            known = fill.files.geometry.size if fill.files else (size or fill.size_hint)
-            if known is None and size != 0:
-                return Outcome(Ending.NO_LENGTH)
-            known = known or 0
-            if size is not None and size != known:
-                return Outcome(
-                    Ending.DISPUTED if fill.files is not None else Ending.PROTOCOL,
-                    f"the answer has {size} bytes, the blob has {known}",
-                )
-            if fill.stream is not None and fill.stream is not fetch:
-                return Outcome(Ending.CUT, "another connection already brings the whole blob")
-            length = min(fetch.stop, known) - fetch.start
-            if fill.files is not None and 0 < length <= fill.files.map.available(
-                fetch.start, length
-            ):
-                return Outcome(Ending.CUT, "another connection has brought it meanwhile")
-            if fill.files is None:
-                refused = self._create(known)
-                if refused is not None:
-                    return refused
-            fill.stream = fetch
-            fetch.stream = True
-            with fetch.lock:
-                fetch.start = fetch.reserved = fetch.committed = 0
-                fetch.stop = known
-        fill.on_loop(lambda: fill.became_stream(fetch, self._source))
-        return None
-
-    def _create(self, size: int) -> Outcome | None:
-        fill = self._fill
-        try:
-            fill.files = fill.around.create_files(fill.digest, size)
-        except OSError as error:
-            return Outcome(Ending.DISK, str(error), error=error)
-        return None
-
-    def opened_files(self) -> BlobFiles:
-        """The files to write to."""
-        files = self._fill.files
-        if files is None:
-            raise RuntimeError("an answer was admitted without files")
-        return files
-
-    def reserve(self, extent: int) -> None:
-        """Reserve the extent's space. Raises OSError."""
-        fill = self._fill
-        if extent not in fill.reserved:
-            with fill.reserve_lock:
-                if extent not in fill.reserved:
-                    fill.around.reserve(fill.digest, self.opened_files(), extent)
-                    fill.reserved.add(extent)
-
-    def wrote(self, stripe: int, file_offset: int, length: int) -> None:
-        """Count a write; may wait for the disk."""
-        self._fill.around.wrote(self.opened_files(), stripe, file_offset, length)
-
-    def extent_whole(self, extent: int, digest: bytes | None) -> None:
-        """Record the extent's BLAKE3, reading it back when several ranges brought it."""
-        files = self.opened_files()
-        files.set_blake3(extent, digest if digest is not None else files.blake3_of(extent))
-
-    def progressed(self) -> None:
-        """Bytes were published: tell the loop, once until it has looked."""
-        self._fill.note_progress()
 
 
 class Fill:

@@ -26,9 +26,10 @@ from headstart.store.layout import Layout
 from proxy.fill.access import Access
 from proxy.fill.blob_files import BlobFiles
 from proxy.fill.carriage import Carriage
-from proxy.fill.fill import BlobSource, Fill
+from proxy.fill.fill import Fill
 from proxy.fill.judgement import failure_of
 from proxy.fill.pacing import Pacer
+from proxy.fill.parties import BlobSource
 from proxy.fill.plain_source import PlainSource
 from proxy.fill.pool import MOST_CONNECTIONS, Pool
 from proxy.fill.quota import Quota

@@ -15,7 +15,8 @@ from headstart.registry.upstream import Upstream
 from headstart.store.geometry import MIB, UNIT_SIZE
 from headstart.store.wire import PRIORITIES
 from proxy.fill.fetch import Ending, Fetch, Outcome
-from proxy.fill.fill import Fill, Want
+from proxy.fill.fill import Fill
+from proxy.fill.parties import Want
 
 START_CONNECTIONS = 8
 MOST_CONNECTIONS = 32

@@ -10,7 +10,8 @@ from headstart.store.geometry import EXTENT_SIZE, MIB, Geometry
 from headstart.store.wire import PRIORITIES
 from proxy.fill.blob_files import BlobFiles
 from proxy.fill.fetch import Fetch
-from proxy.fill.fill import BlobSource, Fill, Want
+from proxy.fill.fill import Fill
+from proxy.fill.parties import BlobSource, Want
 from proxy.fill.pool import Pool
 from proxy.fill.unit_table import UnitTable
 
