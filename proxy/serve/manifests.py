@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from headstart.content.digest import Digest
@@ -151,15 +151,16 @@ class Manifests:
         known = await self._kept.tag(name)
         if known is not None and self._younger(known, self._tag_ttl):
             return await self._by_digest(ask, known.digest)
-        fallback = known is not None and self._younger(known, self._stale_window)
+        if known is None or not self._younger(known, self._stale_window):
+            known = await self._usual_meaning(ask, tag)
         try:
-            async with asyncio.timeout(ask.upstream.deadlines.first_byte if fallback else None):
+            async with asyncio.timeout(ask.upstream.deadlines.first_byte if known else None):
                 head = await self._head(ask, tag)
                 digest = head.digest
                 if digest is None:
                     return await self._fetch(ask, tag, name)
         except (*OUTAGE, TimeoutError) as error:
-            if known is None or not fallback:
+            if known is None:
                 raise
             logger.warning("%s: served stale: %s", name, error or "no answer in time")
             found = await self._by_digest(ask, known.digest)
@@ -171,6 +172,17 @@ class Manifests:
             raise
         await self._kept.keep_tag(name, digest)
         return await self._by_digest(ask, digest)
+
+    async def _usual_meaning(self, ask: _Ask, tag: str) -> KeptTag | None:
+        """What the tag meant for usual clients, where this one would take that document too."""
+        if not ask.accept.key:
+            return None
+        usual = await self._kept.tag(replace(ask, accept=Accepted.parse("")).tag_name(tag))
+        if usual is not None and self._younger(usual, self._stale_window):
+            kept = await self._kept.manifest(usual.digest)
+            if kept is not None and ask.accept.admits(kept.media_type):
+                return usual
+        return None
 
     def _younger(self, known: KeptTag, seconds: float) -> bool:
         passed = age(known.checked, self._kept.clock())

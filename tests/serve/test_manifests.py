@@ -17,6 +17,7 @@ from headstart.content.manifest import (
 from headstart.registry.errors import (
     UpstreamMissing,
     UpstreamProtocol,
+    UpstreamUnavailable,
 )
 from tests.doubles.scripted_upstream import (
     Rule,
@@ -238,6 +239,24 @@ def test_tag_may_mean_another_document_for_another_client(
             assert (await stage.find("latest", accept=DOCKER_MANIFEST)).body == old
 
         play(stage, (upstream_of(registry, allow_private=True),), act)
+
+
+def test_a_client_of_few_kinds_gets_stale_what_others_have_asked_for(
+    tmp_path: Path, registry: ScriptedUpstream
+) -> None:
+    stage = Stage(tmp_path, stale_window=HOUR)
+    body = document(OCI_MANIFEST)
+    registry.add_manifest(REPOSITORY, body, OCI_MANIFEST, tags=["latest"])
+
+    async def act() -> None:
+        await stage.find("latest")
+        registry.stop()
+        found = await stage.find("latest", accept=OCI_MANIFEST)
+        assert found.body == body and found.warning is not None
+        with pytest.raises(UpstreamUnavailable):
+            await stage.find("latest", accept=DOCKER_MANIFEST)
+
+    play(stage, (upstream_of(registry, allow_private=True),), act)
 
 
 def test_kept_document_of_a_kind_that_is_not_accepted_is_asked_for_again(
