@@ -24,6 +24,7 @@ OPEN_SECONDS = 25.0
 MOST_IDLE = 256
 IDLE_SECONDS = 5.0
 TOUCH_SECONDS = 60.0
+INTACT_SECONDS = 0.02
 MOST_SIZES = 16384
 
 
@@ -36,6 +37,7 @@ class LentBlob:
     expires: float | None
     users: int = 0
     idle_since: float = 0.0
+    intact_at: float = 0.0
 
 
 class Blobs:
@@ -86,7 +88,7 @@ class Blobs:
             return None
         now = asyncio.get_running_loop().time()
         expired = lent.expires is not None and now >= lent.expires
-        if lent.handle.stale or expired or not lent.handle.blob.intact():
+        if lent.handle.stale or expired or not self._intact(lent, now):
             self._retire(lent)
             return None
         return self._borrow(lent, digest, now)
@@ -163,6 +165,15 @@ class Blobs:
         if upstream.access != "passthrough":
             return upstream.host, digest.hex
         return upstream.host, digest.hex, repository, self._grants.credential(authorization)
+
+    @staticmethod
+    def _intact(lent: LentBlob, now: float) -> bool:
+        """Whether nobody has changed the files; looked at every :data:`INTACT_SECONDS` at most."""
+        if now - lent.intact_at >= INTACT_SECONDS:
+            if not lent.handle.blob.intact():
+                return False
+            lent.intact_at = now
+        return True
 
     def _borrow(self, lent: LentBlob, digest: Digest, now: float) -> LentBlob:
         if not lent.users:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import re
+from functools import lru_cache
 
 from headstart.content.digest import Digest
 from headstart.content.manifest import OCI_INDEX
@@ -55,6 +56,10 @@ class RegistryApplication:
         self._blobs = BlobAnswers(services)
         self._upstreams = services.upstreams
         self._default = services.configuration.mirror.default_upstream
+        # Ranges of one blob come by the thousand; the longest URLs take 8 KiB each.
+        self._route = lru_cache(1024)(
+            lambda path, query: find_route(path, query, self._upstreams, self._default)
+        )
         self._greeting: Fields = [(b"content-type", JSON)]
         if any(upstream.access == "passthrough" for upstream in services.upstreams.values()):
             # podman, buildah and skopeo send credentials only in the scheme that they see here.
@@ -70,7 +75,7 @@ class RegistryApplication:
             if request.path in (PREFIX, PREFIX[:-1]):
                 await request.answer(200, self._greeting, b"{}")
                 return
-            route = find_route(request.path, request.query, self._upstreams, self._default)
+            route = self._route(request.path, request.query)
             unknown = _UNKNOWN_CODES[route.kind]
             if route.named:
                 request.echo.append((b"oci-namespace", route.host.encode("ascii")))
