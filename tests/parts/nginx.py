@@ -5,6 +5,7 @@
 * :class:`SlicedCache`: ``proxy_cache`` with ``slice``, the peer that Headstart is compared with.
 """
 
+import abc
 import json
 import os
 import re
@@ -78,9 +79,9 @@ class Nginx(TcpServer):
         self._access_log = directory / "access.log"
         self._cleared = 0
 
+    @abc.abstractmethod
     def locations(self) -> str:
         """The body of the server block; ``self.directory`` is the working directory."""
-        raise NotImplementedError
 
     def http_settings(self) -> str:
         """Directives beside the server block."""
