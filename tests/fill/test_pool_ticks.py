@@ -229,3 +229,19 @@ def test_the_back_off_grows_is_capped_and_has_jitter(upstreams: Upstreams) -> No
         expected = min(5.0, 0.1 * 2.0 ** min(attempts, 20))
         assert len(waits) > 1
         assert all(0.5 * expected <= wait <= 1.5 * expected for wait in waits)
+
+
+@pytest.mark.parametrize("connections", [None, 8])
+def test_f18_connections_that_a_pause_has_cost_come_back(
+    loop: asyncio.AbstractEventLoop, connections: int | None
+) -> None:
+    upstreams = Upstreams(loop, max_connections=connections)
+    pool = upstreams.pool
+    pool.throttled(1.0)
+    upstreams.pass_seconds(2.0)
+    pool.throttled(1.0)
+    assert pool.limit == 2
+    upstreams.pass_seconds(30.0)
+    assert pool.limit == 2
+    upstreams.pass_seconds(60.0)
+    assert pool.limit == 8
