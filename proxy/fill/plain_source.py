@@ -205,6 +205,7 @@ class _Transfer:
         self._request = request
         self._receiver_of = receiver_of
         self._shown = request.url.split("/", 3)[2]
+        self._left = 0  # bytes of the body that have not been read
 
     def run(self) -> Outcome | None:
         """Perform the request; None when the connection had ended before anything came."""
@@ -256,37 +257,29 @@ class _Transfer:
                 self.keep = self._skip(length - len(rest))
             return receiver.finished(None)
         failure: Outcome | None = None
-        left = length - len(rest)
-        if left < 0 or (rest and not receiver.feed(rest)):
-            if left < 0:
-                failure = Outcome(Ending.PROTOCOL, "the body is longer than declared")
-        else:
-            failure = self._read_body(receiver, left)
+        self._left = length - len(rest)
+        if self._left < 0:
+            failure = Outcome(Ending.PROTOCOL, "the body is longer than declared")
+        elif not rest or receiver.feed(rest):
+            failure = self._read_body(receiver)
         outcome = receiver.finished(failure)
         self.keep = outcome.ending is Ending.COMPLETE and reusable and not self._left
         return outcome
 
-    _left = 0
-    """Bytes of the body that have not been read."""
-
-    def _read_body(self, receiver: RangeReceiver, left: int) -> Outcome | None:
+    def _read_body(self, receiver: RangeReceiver) -> Outcome | None:
         """Have the kernel put the body where the receiver writes it from."""
-        while left:
-            room = receiver.room()[:left]
+        while self._left:
+            room = receiver.room()[: self._left]
             try:
                 count = self._socket.recv_into(room, len(room), socket.MSG_WAITALL)
             except BlockingIOError:
                 count = -1
             except OSError as error:
-                self._left = left
                 return Outcome(Ending.NETWORK, f"{self._shown}: {_reason(error)}")
             if count == 0:
-                self._left = left
                 return Outcome(Ending.NETWORK, f"{self._shown}: the body ended early")
-            if count > 0:
-                left -= count
+            self._left -= max(count, 0)
             if not receiver.came(max(count, 0)):
-                self._left = left
                 return None
         return None
 
