@@ -73,9 +73,14 @@ class Sender:
             while position < len(segment):
                 room = self._reach_limits(request, rule, piece)
                 part = segment[position : position + room]
-                self._send_part(part, answer.chunked)
-                position += len(part)
+                # Counted first: who has received the last byte may ask for the sum at once.
                 request.bytes_sent += len(part)
+                try:
+                    self._send_part(part, answer.chunked)
+                except OSError:
+                    request.bytes_sent -= len(part)
+                    raise
+                position += len(part)
                 if rate is not None:
                     self._pace(len(part) / rate)
         self._reach_limits(request, rule, piece)

@@ -72,6 +72,12 @@ class Registry(TcpServer):
         blobs = self.directory / "storage/docker/registry/v2/blobs"
         return blobs / algorithm / encoded[:2] / encoded / "data"
 
+    def layer_link(self, repository: str, digest: str) -> Path:
+        """The file whose presence says that file system storage has a blob in a repository."""
+        algorithm, _, encoded = digest.partition(":")
+        repositories = self.directory / "storage/docker/registry/v2/repositories"
+        return repositories / repository / "_layers" / algorithm / encoded / "link"
+
     def _configuration(self) -> dict[str, object]:
         http: dict[str, object] = {"addr": self.host, "secret": "headstart"}
         if self.tls is not None:

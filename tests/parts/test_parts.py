@@ -51,8 +51,15 @@ def test_every_client_asks_its_mirror_first_and_needs_no_upstream(
     mirror = make_registry(remote=upstream)
     reference = push(small_image, upstream, f"{REPOSITORY}:v1")
     client.use_mirror(upstream.host, upstream.url, mirror.url)
-    wanted = Arrived.whole(small_image.platform())
+    image = small_image.platform()
+    wanted = Arrived.whole(image)
     assert client.pull(reference) == wanted
+    # docker-registry's proxy keeps a blob only some time after it has sent it.
+    kept = [mirror.layer_link(REPOSITORY, blob.digest) for blob in (image.config, *image.layers)]
+    deadline = time.monotonic() + 20
+    while not all(link.exists() for link in kept):
+        assert time.monotonic() < deadline, "the mirror keeps every blob"
+        time.sleep(0.02)
     upstream.stop()
     client.wipe()
     assert client.pull(reference) == wanted
