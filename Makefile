@@ -44,7 +44,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock:
 	@./setup.sh check
 	$(COMPILE) --upgrade --output-file requirements.lock pyproject.toml
-	$(COMPILE) --upgrade --constraints requirements.lock --extra dev \
+	$(COMPILE) --upgrade --constraints requirements.lock --extra dev --group build-mount \
 		--output-file requirements-dev.lock pyproject.toml
 
 clean:

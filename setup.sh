@@ -23,6 +23,15 @@ find_python() { # prints the interpreter to use; nothing where there is none
     done
 }
 
+python_headers() { # prints the package of the C headers for the interpreter $1 where they lack
+    if [ -z "$1" ]; then
+        [ -n "${PYTHON:-}" ] || echo python3-dev
+    elif ! "$1" -c 'import os, sysconfig, sys
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null; then
+        echo "$(basename "$1")-dev"
+    fi
+}
+
 missing_packages() { # prints the packages that provide what this purpose lacks
     python=$(find_python)
     if [ -z "$python" ]; then
@@ -37,6 +46,9 @@ missing_packages() { # prints the packages that provide what this purpose lacks
     case $purpose in
         run | check) return ;;
     esac
+    [ -e /usr/include/fuse3/fuse_lowlevel.h ] || echo libfuse3-dev
+    [ -e /usr/include/stdio.h ] || echo libc6-dev
+    python_headers "$python"
     while read -r command package; do
         command -v "$command" >/dev/null || echo "$package"
     done <<PACKAGES
@@ -54,6 +66,14 @@ mkfs.ext4 e2fsprogs
 strace strace
 curl curl
 systemd-analyze systemd
+mkfs.erofs erofs-utils
+ctr-remote stargz-snapshotter
+mmdebstrap mmdebstrap
+setcap libcap2-bin
+setfattr attr
+fusermount3 fuse3
+gcc gcc
+pkg-config pkg-config
 PACKAGES
     if [ "$purpose" = bench ]; then
         command -v wrk >/dev/null || echo wrk
@@ -107,7 +127,10 @@ install_project() {
     say "installing $lock into .venv ($("$python" -V))"
     "$python" -m venv --clear .venv
     pip=".venv/bin/python -m pip --disable-pip-version-check --quiet install"
-    $pip --only-binary :all: --require-hashes --requirement "$lock"
+    # pyfuse3 comes as source only; what compiles it is in the same lock and has to be there first.
+    awk '/^[^ #]/ { source = /^pyfuse3==/ } !source' "$lock" >.venv/wheels.lock
+    $pip --only-binary :all: --require-hashes --requirement .venv/wheels.lock
+    $pip --only-binary :all: --no-binary pyfuse3 --no-build-isolation --require-hashes --requirement "$lock"
     $pip --no-deps --no-build-isolation --editable .
     key "$lock" >"$stamp"
 }
