@@ -32,6 +32,7 @@ from proxy.control.pulls import PullBook
 from proxy.control.request_counts import RequestCounts
 from proxy.launcher import DRAIN_SECONDS
 from proxy.serve.blobs import Blobs
+from proxy.serve.chains import Chains, expectation
 from proxy.serve.grants import Grants
 from proxy.serve.kept import Kept
 from proxy.serve.listening import CannotListen, listen_all, listen_unix
@@ -133,6 +134,7 @@ async def _make(configuration: Configuration, counts: RequestCounts) -> AsyncIte
         index = AsyncIndex(layout.index, lambda: filler.connected)
         stack.push_async_callback(index.aclose)
         grants = Grants()
+        chains = Chains(filler)
         blobs = Blobs(filler, grants)
         stack.push_async_callback(blobs.aclose)
         manifests = Manifests(
@@ -141,7 +143,7 @@ async def _make(configuration: Configuration, counts: RequestCounts) -> AsyncIte
             grants,
             tag_ttl=configuration.mirror.tag_ttl,
             stale_window=configuration.mirror.stale_window,
-            expect=blobs.expect,
+            expect=expectation(blobs, chains),
         )
         stack.push_async_callback(manifests.aclose)
         figures = FiguresReader(filler)
@@ -154,6 +156,7 @@ async def _make(configuration: Configuration, counts: RequestCounts) -> AsyncIte
             index=index,
             manifests=manifests,
             blobs=blobs,
+            chains=chains,
             pulls=book,
         )
 

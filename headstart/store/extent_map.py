@@ -106,9 +106,9 @@ class StripeMap:
             == Geometry(self.size, self.extent_size, self.stripes).stripe_extents(self.stripe)
         )
 
-    @classmethod
-    def create(cls, path: Path, geometry: Geometry, stripe: int) -> "StripeMap":
-        """Write an empty map and map it; its space is reserved, so that no store can fault."""
+    @staticmethod
+    def lay_out(descriptor: int, geometry: Geometry, stripe: int) -> None:
+        """Make an empty file an empty map. Raises OSError."""
         length = HEADER_SIZE + RECORD_SIZE * geometry.stripe_extents(stripe)
         header = struct.pack(
             "<8s8Q",
@@ -123,15 +123,21 @@ class StripeMap:
             0,
         )
         header += boot_id()
+        # The size is an upstream's word: its map must not fill the disk before it fails.
+        room = os.fstatvfs(descriptor)
+        # Anonymous memory names no limit at all.
+        if room.f_blocks and length > room.f_bavail * room.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate(descriptor, 0, length)
+        os.pwrite(descriptor, header.ljust(HEADER_SIZE, b"\0"), 0)
+
+    @classmethod
+    def create(cls, path: Path, geometry: Geometry, stripe: int) -> "StripeMap":
+        """Write an empty map and map it; its space is reserved, so that no store can fault."""
         temporary = path.with_name(path.name + ".new")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
-            # The size is an upstream's word: its map must not fill the disk before it fails.
-            room = os.fstatvfs(descriptor)
-            if length > room.f_bavail * room.f_frsize:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.posix_fallocate(descriptor, 0, length)
-            os.pwrite(descriptor, header.ljust(HEADER_SIZE, b"\0"), 0)
+            cls.lay_out(descriptor, geometry, stripe)
             os.rename(temporary, path)
         except OSError:
             os.unlink(temporary)

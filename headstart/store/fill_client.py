@@ -15,7 +15,10 @@ from anyio.abc import ByteStream
 
 from headstart.content.digest import Digest
 from headstart.store.errors import FillerUnreachable, FillFailed
-from headstart.store.open_blob import OpenBlob, Want
+from headstart.store.known_layer import KnownChain, KnownLayer
+from headstart.store.open_blob import OpenBlob
+from headstart.store.open_layer import OpenLayer
+from headstart.store.open_object import OpenObject, Want
 from headstart.store.wire import PROTOCOL_VERSION, Decoder, Message, WireError, encode
 
 logger = logging.getLogger(__name__)
@@ -33,8 +36,8 @@ class FillClient:
         self._numbers = itertools.count(1)
         self._pending: dict[int, Callable[[Message], None]] = {}
         self._requests: dict[int, Message] = {}
-        self._handles: set[OpenBlob] = set()
-        self._remote: dict[int, OpenBlob] = {}
+        self._handles: set[OpenObject] = set()
+        self._remote: dict[int, OpenObject] = {}
         self._outgoing: list[bytes] = []
         self._wake = anyio.Event()
         self._connected = anyio.Event()
@@ -116,6 +119,43 @@ class FillClient:
             raise
         return handle
 
+    async def chain(
+        self, chain: Digest, *, manifest: Digest | None = None, image_ref: str | None = None
+    ) -> KnownChain | None:
+        """The layer that a chain ID ends with; None when no image with it has been seen.
+
+        ``manifest`` and ``image_ref`` are what the asker knows of the image. Raises
+        :class:`FillFailed` (``refused``: the layer must be pulled the ordinary way) or
+        :class:`FillerUnreachable`.
+        """
+        message: Message = {"type": "chain", "chain": str(chain)}
+        if manifest is not None:
+            message["manifest"] = str(manifest)
+        if image_ref is not None:
+            message["image_ref"] = image_ref
+        answer = await self.call(message)
+        return KnownChain.from_message(answer) if answer.get("type") == "layer" else None
+
+    async def open_layer(self, layer: KnownLayer, *, timeout_seconds: float = 60.0) -> OpenLayer:
+        """Open a layer image; returns as soon as the filler knows of it, in any state.
+
+        Raises :class:`FillFailed` or :class:`FillerUnreachable`.
+        """
+        message: Message = {"type": "open", "key": "layer", **layer.as_message()}
+        handle = OpenLayer(self, message, layer)
+        self._handles.add(handle)
+        self._post_open(handle)
+        try:
+            with anyio.move_on_after(timeout_seconds):
+                await handle.known.wait()
+                if handle.failure is not None:
+                    raise handle.failure
+                return handle
+            raise self._unreachable(timeout_seconds)
+        except BaseException:
+            self.close(handle)
+            raise
+
     async def call(self, message: Message, timeout_seconds: float = 30.0) -> Message:
         """Send any other request and wait for its answer; replayed after a reconnect.
 
@@ -144,7 +184,7 @@ class FillClient:
             self._requests.pop(number, None)
         raise self._unreachable(timeout_seconds)
 
-    def close(self, handle: OpenBlob) -> None:
+    def close(self, handle: OpenObject) -> None:
         """Close a handle; its files are closed at once, and whoever still waits on it fails."""
         if handle not in self._handles:
             return
@@ -154,27 +194,27 @@ class FillClient:
             self._post({"type": "close", "handle": handle.remote})
             # On another connection the number may mean another blob.
             handle.remote = None
-        handle.fail(FillFailed("protocol", "the blob was closed by its reader"))
+        handle.fail(FillFailed("protocol", "it was closed by its reader"))
         handle.close_files()
 
-    def follow(self, handle: OpenBlob) -> None:
+    def follow(self, handle: OpenObject) -> None:
         """Ask for ``arrived`` notices; counted, see :meth:`unfollow`."""
         handle.followers += 1
         if handle.followers == 1 and handle.remote is not None:
             self._post({"type": "follow", "handle": handle.remote})
 
-    def unfollow(self, handle: OpenBlob) -> None:
+    def unfollow(self, handle: OpenObject) -> None:
         """Give back one :meth:`follow`."""
         handle.followers -= 1
         if handle.followers == 0 and handle.remote is not None:
             self._post({"type": "unfollow", "handle": handle.remote})
 
-    def touch(self, handle: OpenBlob) -> None:
+    def touch(self, handle: OpenObject) -> None:
         """Count the object as used now."""
         if handle.remote is not None:
             self._post({"type": "touch", "handle": handle.remote})
 
-    def suspect(self, handle: OpenBlob) -> None:
+    def suspect(self, handle: OpenObject) -> None:
         """Say that bytes which should be here cannot be read: the filler checks all of them.
 
         New readers open the blob again.
@@ -185,16 +225,17 @@ class FillClient:
 
     # --- what handles use ---
 
-    def post_want(self, handle: OpenBlob, want: Want) -> int:
+    def post_want(self, handle: OpenObject, want: Want) -> int:
         """Send a want; its answer settles ``want``."""
         number = next(self._numbers)
         handle.wants[number] = want
-        self.follow(handle)
+        if handle.follows:
+            self.follow(handle)
         want.failure = handle.failure
         self._send_want(handle, number, want)
         return number
 
-    def _send_want(self, handle: OpenBlob, number: int, want: Want) -> None:
+    def _send_want(self, handle: OpenObject, number: int, want: Want) -> None:
         """Ask, and ask again on a new connection: what was done may have been lost since."""
         if handle.remote is None or want.failure is not None:
             return
@@ -210,13 +251,14 @@ class FillClient:
         self._pending[number] = answer
         self._post({**want.message, "id": number, "handle": handle.remote})
 
-    def drop_want(self, handle: OpenBlob, number: int) -> None:
+    def drop_want(self, handle: OpenObject, number: int) -> None:
         """Forget a want and tell the filler, unless it has been answered."""
         want = handle.wants.pop(number)
         self._pending.pop(number, None)
         if not want.done and want.failure is None and handle.remote is not None:
             self._post({"type": "cancel", "id": number})
-        self.unfollow(handle)
+        if handle.follows:
+            self.unfollow(handle)
 
     # --- the connection ---
 
@@ -229,7 +271,7 @@ class FillClient:
             self._outgoing.append(encode(message))
             self._wake.set()
 
-    def _post_open(self, handle: OpenBlob) -> None:
+    def _post_open(self, handle: OpenObject) -> None:
         if handle.opening is not None:
             self._pending.pop(handle.opening, None)
         number = handle.opening = next(self._numbers)
@@ -240,7 +282,7 @@ class FillClient:
         self._pending[number] = answer
         self._post({**handle.message, "id": number})
 
-    def _opened(self, handle: OpenBlob, received: Message) -> None:
+    def _opened(self, handle: OpenObject, received: Message) -> None:
         if handle not in self._handles:
             if isinstance(received.get("handle"), int):
                 self._post({"type": "close", "handle": received["handle"]})
@@ -253,19 +295,14 @@ class FillClient:
             raise WireError("`opened` without a handle")
         handle.remote = remote
         self._remote[remote] = handle
-        if received.get("state") != "planning":
-            self._take_files(handle, received)
+        if received.get("state") == "refused":
+            handle.fail(FillFailed.from_message(received))
+            return
+        handle.take(received)
         if handle.followers:
             self._post({"type": "follow", "handle": remote})
         for number, want in handle.wants.items():
             self._send_want(handle, number, want)
-
-    @staticmethod
-    def _take_files(handle: OpenBlob, received: Message) -> None:
-        paths, maps = received.get("paths"), received.get("map")
-        if not isinstance(paths, list) or not isinstance(maps, list):
-            raise WireError("files were announced without paths")
-        handle.opened([str(path) for path in paths], [str(path) for path in maps])
 
     async def _run(self) -> None:
         attempt = 0
@@ -362,7 +399,5 @@ class FillClient:
                     case "evicted":
                         handle.stale = True
                         handle.tell_stale()
-                    case "streaming" | "complete" if "paths" in message:
-                        self._take_files(handle, message)
                     case _:
-                        handle.arrived()
+                        handle.take(message)

@@ -45,6 +45,22 @@ class Layout:
         below = Path("blobs", digest.algorithm, digest.hex[:2], digest.hex)
         return [stripe / below for stripe in self.stripes[:stripes]]
 
+    def layer_paths(self, digest: Digest, stripes: int) -> list[Path]:
+        """The data device of a layer image that is spread over the first ``stripes`` directories.
+
+        ``digest`` is of the layer's blob.
+        """
+        below = Path("layers", digest.algorithm, digest.hex[:2], digest.hex)
+        return [stripe / below for stripe in self.stripes[:stripes]]
+
+    def layer_meta_path(self, digest: Digest) -> Path:
+        """The metadata of a layer image."""
+        return _beside(self.layer_paths(digest, 1)[0], ".meta")
+
+    def layer_frame_path(self, digest: Digest) -> Path:
+        """The framing of a layer's tar, until its diff ID is verified."""
+        return _beside(self.layer_paths(digest, 1)[0], ".frame")
+
     def prepare(self) -> None:
         """Create what is missing and check the stamps; one writer at a time calls this.
 
@@ -76,6 +92,10 @@ class Layout:
                     f"{stripe}: is stripe {stamp['stripe']} of its cache, not {number}; "
                     "list cache.stripes in their old order"
                 )
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
 
 
 def _make_directory(path: Path) -> None:

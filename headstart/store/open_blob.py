@@ -3,58 +3,29 @@
 Made and kept up by :class:`headstart.store.fill_client.FillClient`.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 
 from headstart.store.cached_blob import CachedBlob
 from headstart.store.errors import FillFailed
 from headstart.store.extent_map import MapDamaged
-from headstart.store.wire import Message
+from headstart.store.open_object import OpenObject, Want, Wanting
+from headstart.store.wire import Message, WireError
 
 
-class Wanting(Protocol):
-    """What an open blob needs of its connection to the filler."""
-
-    def post_want(self, handle: "OpenBlob", want: "Want") -> int:
-        """Send a want; its answer settles ``want``."""
-
-    def drop_want(self, handle: "OpenBlob", number: int) -> None:
-        """Forget a want and tell the filler, unless it has been answered."""
-
-
-class Want:
-    """Bytes that somebody waits for; made by :meth:`OpenBlob.wanting`."""
-
-    def __init__(self, message: Message) -> None:
-        """``message`` is the request, without its handle."""
-        self.message = message
-        self.done = False
-        self.failure: FillFailed | None = None
-        self.position: int | None = None
-        self.event = anyio.Event()
-
-
-class OpenBlob:
+class OpenBlob(OpenObject):
     """A blob opened at the filler. ``blob`` is replaced when the filler had to reopen it."""
+
+    follows = True
 
     def __init__(self, client: Wanting, message: Message) -> None:
         """Made by :meth:`FillClient.open` only."""
-        self._client = client
-        self.message = message
-        self.remote: int | None = None
-        self.opening: int | None = None
+        super().__init__(client, message)
         self.ready = anyio.Event()
-        self.failure: FillFailed | None = None
-        self.wants: dict[int, Want] = {}
-        self.followers = 0
         self._blob: CachedBlob | None = None
         self._retired: list[CachedBlob] = []
-        self.stale = False
-        """Whether the filler has dropped the object: new readers must open it again."""
         self.gone = False
         """Whether the files were evicted before they could be opened: opening again may do."""
         self.on_stale: Callable[[], None] | None = None
@@ -66,6 +37,18 @@ class OpenBlob:
         if self._blob is None:
             raise FillFailed("protocol", "the filler has not opened this blob")
         return self._blob
+
+    def take(self, received: Message) -> None:
+        """Take over a state, and the files where it names them."""
+        if received.get("state") == "planning":
+            return
+        if "paths" not in received and self._blob is not None:
+            self.arrived()
+            return
+        paths, maps = received.get("paths"), received.get("map")
+        if not isinstance(paths, list) or not isinstance(maps, list):
+            raise WireError("files were announced without paths")
+        self.opened([str(path) for path in paths], [str(path) for path in maps])
 
     def opened(self, paths: list[str], maps: list[str]) -> None:
         """Take over the files that the filler has named."""
@@ -86,12 +69,8 @@ class OpenBlob:
 
     def fail(self, failure: FillFailed) -> None:
         """Tell everybody who waits that no bytes will come through this handle."""
-        self.failure = failure
-        self.stale = True
+        super().fail(failure)
         self.ready.set()
-        for want in self.wants.values():
-            want.failure = failure
-            want.event.set()
 
     def tell_stale(self) -> None:
         """Tell the owner that the object was dropped."""
@@ -105,25 +84,6 @@ class OpenBlob:
                 self.blob.available(want.position, 1) or self.blob.verified
             ):
                 want.event.set()
-
-    @asynccontextmanager
-    async def wanting(
-        self, offset: int, length: int, priority: str, *, bulk: bool
-    ) -> AsyncIterator[Want]:
-        """Want bytes for as long as the context lasts; what nobody else wants then stops."""
-        message: Message = {
-            "type": "want",
-            "offset": offset,
-            "length": length,
-            "priority": priority,
-            "bulk": bulk,
-        }
-        want = Want(message)
-        number = self._client.post_want(self, want)
-        try:
-            yield want
-        finally:
-            self._client.drop_want(self, number)
 
     async def wait(self, want: Want, offset: int, limit: int) -> int:
         """Wait until bytes from ``offset`` on are here; how many, at most ``limit``.
@@ -152,14 +112,6 @@ class OpenBlob:
             if not self.blob.verified:
                 await want.event.wait()
             want.position = None
-
-    async def wait_done(self, want: Want) -> None:
-        """Wait until the filler has answered the want. Raises :class:`FillFailed`."""
-        while not want.done:
-            if want.failure is not None:
-                raise want.failure
-            want.event = anyio.Event()
-            await want.event.wait()
 
     def close_files(self) -> None:
         """Close the files of all incarnations."""

@@ -6,20 +6,25 @@ from pathlib import Path
 
 from headstart.content.digest import Digest
 from headstart.store.errors import FillFailed
-from headstart.store.wire import Message
+from headstart.store.known_layer import KnownLayer
+from headstart.store.object_key import LayerKey, ObjectKey, parse_key
+from headstart.store.wire import Message, WireError
 from proxy.fill.filler import Filler
+from proxy.fill.layers.layers import Layers
 from proxy.fill.quota import Entry
 
 MOST_LISTED = 1000
+MOST_LAYERS = 1024
 MOST_LEASED = 100_000
 
 
 class StoreAnswers:
     """Answers for one filler."""
 
-    def __init__(self, filler: Filler) -> None:
-        """Nothing is kept beside the filler's own state."""
+    def __init__(self, filler: Filler, layers: Layers) -> None:
+        """Nothing is kept beside their own state."""
         self._filler = filler
+        self._layers = layers
 
     async def answer(self, kind: str, message: Message) -> Message:
         """The answer to a message. Raises FillFailed, or InvalidInput for a malformed digest."""
@@ -32,9 +37,32 @@ class StoreAnswers:
                 return self._pin(message)
             case "evict":
                 return self._evict(message)
+            case "image":
+                return await self._image(message)
+            case "chain":
+                return await self._chain(message)
             case "lease" | "release" | "leases":
                 return self._lease(kind, message)
         raise FillFailed("protocol", f"{kind!r:.40} is no message of fill.sock")
+
+    async def _image(self, message: Message) -> Message:
+        listed = message.get("layers")
+        if not isinstance(listed, list) or not 0 < len(listed) <= MOST_LAYERS:
+            raise FillFailed("protocol", f"an image has 1 to {MOST_LAYERS} layers")
+        try:
+            layers = tuple(map(KnownLayer.from_message, listed))
+        except WireError as error:
+            raise FillFailed("protocol", str(error)) from None
+        await self._layers.tell(Digest.parse(str(message.get("manifest"))), layers)
+        return {"type": "ok"}
+
+    async def _chain(self, message: Message) -> Message:
+        manifest = message.get("manifest")
+        found = await self._layers.find(
+            Digest.parse(str(message.get("chain"))),
+            None if manifest is None else Digest.parse(str(manifest)),
+        )
+        return {"type": "unknown"} if found is None else {"type": "layer", **found.as_message()}
 
     def _figures(self) -> Message:
         filler = self._filler
@@ -96,32 +124,39 @@ class StoreAnswers:
         following = listed[-1]["digest"] if len(entries) > limit else None
         return {"type": "cache", "objects": listed, "next": following}
 
-    async def _listed(self, digest: Digest, entry: Entry) -> Message:
-        record = await self._filler.record(digest)
-        return {
-            "digest": str(digest),
-            "size": record.size if record is not None else None,
+    async def _listed(self, key: ObjectKey, entry: Entry) -> Message:
+        listed: Message = {
+            "digest": str(key),
+            "size": None,
             "allocated": entry.allocated,
             "used_at": entry.used_at,
             "pinned": entry.pinned,
-            "leased": self._filler.quota.leased(digest),
+            "leased": self._filler.quota.leased(key),
             "busy": entry.busy > 0,
-            "verified": record.verified if record is not None else False,
+            "verified": False,
         }
+        if isinstance(key, LayerKey):
+            return {**listed, "verified": self._layers.is_complete(key.digest)}
+        record = await self._filler.record(key)
+        if record is not None:
+            listed.update(size=record.size, verified=record.verified)
+        return listed
 
     def _pin(self, message: Message) -> Message:
-        digest = Digest.parse(str(message.get("digest")))
-        if not self._filler.pin(digest, message.get("pinned") is True):
-            raise FillFailed("missing", f"{digest} is not in the cache")
+        key, pinned = parse_key(str(message.get("digest"))), message.get("pinned") is True
+        owner = self._layers if isinstance(key, LayerKey) else self._filler
+        digest = key.digest if isinstance(key, LayerKey) else key
+        if not owner.pin(digest, pinned):
+            raise FillFailed("missing", f"{key} is not in the cache")
         return {"type": "ok"}
 
     def _evict(self, message: Message) -> Message:
-        digest = Digest.parse(str(message.get("digest")))
+        key = parse_key(str(message.get("digest")))
         quota = self._filler.quota
-        if not quota.known(digest):
-            raise FillFailed("missing", f"{digest} is not in the cache")
-        if not quota.evict(digest):
-            raise FillFailed("refused", f"{digest} is pinned, leased or being fetched")
+        if not quota.known(key):
+            raise FillFailed("missing", f"{key} is not in the cache")
+        if not quota.evict(key):
+            raise FillFailed("refused", f"{key} is pinned, leased or being fetched")
         return {"type": "ok"}
 
     def _lease(self, kind: str, message: Message) -> Message:
@@ -132,10 +167,10 @@ class StoreAnswers:
         if kind == "leases":
             if not isinstance(keys, list) or len(keys) > MOST_LEASED:
                 raise FillFailed("protocol", "leases without a list of keys")
-            held = {Digest.parse(str(key)) for key in keys}
+            held = {parse_key(str(key)) for key in keys}
         else:
-            digest = Digest.parse(str(message.get("key")))
-            held = held | {digest} if kind == "lease" else held - {digest}
+            leased = parse_key(str(message.get("key")))
+            held = held | {leased} if kind == "lease" else held - {leased}
         self._filler.lease(holder, held)
         if kind == "leases":
             self._filler.quota.reconciled(holder)

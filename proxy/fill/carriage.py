@@ -50,9 +50,6 @@ class Restarter(Protocol):
     async def learn_size(self, fill: Fill, size: int) -> None:
         """Make the files of a blob whose size no answer with bytes has told. Raises OSError."""
 
-    def restart(self, fill: Fill, failure: FillFailed) -> None:
-        """Drop what has come of a blob whose content changed; the next open starts afresh."""
-
 
 @dataclass(slots=True)
 class CarriageFigures:
@@ -267,7 +264,7 @@ class Carriage:
             case Step.SIZE:
                 await self._find_size(fetch, source, outcome, verdict)
             case Step.RESTART:
-                self._around.restart(fill, verdict.failure)
+                fill.around.restart(fill, verdict.failure)
             case Step.GIVE_UP:
                 if outcome.ending is Ending.DISK:
                     fill.fail(fill.disk_failure(outcome.error))
@@ -305,7 +302,7 @@ class Carriage:
         if size == fill.size:
             self._drop_upstream(fill, failure)
         else:
-            self._around.restart(fill, failure)
+            fill.around.restart(fill, failure)
 
     def _pause(self, fetch: Fetch, verdict: Judgement) -> None:
         self.figures.paused_seconds += verdict.seconds

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeGuard
 from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
 from headstart.store.errors import FillFailed
-from headstart.store.geometry import UNIT_SIZE
+from headstart.store.known_layer import KnownLayer
 from headstart.store.wire import (
     PRIORITIES,
     PROTOCOL_VERSION,
@@ -21,8 +21,11 @@ from headstart.store.wire import (
     WireError,
     encode,
 )
+from proxy.fill.blob_handle import BlobHandle, described
 from proxy.fill.fill import Fill
 from proxy.fill.filler import Filler
+from proxy.fill.layers.layer_handle import LayerHandle
+from proxy.fill.layers.layers import Layers
 from proxy.fill.parties import BlobSource, Want
 
 logger = logging.getLogger(__name__)
@@ -43,113 +46,31 @@ class Answers(Protocol):
         """The answer to a message. Raises FillFailed."""
 
 
-class Handle:
-    """A blob that this client has open."""
-
-    def __init__(
-        self, talk: "Conversation", number: int, fill: Fill, source: BlobSource, proven: bool
-    ) -> None:
-        self.number = number
-        self.fill = fill
-        self.source = source
-        self.proven = proven
-        self.following = False
-        self.first: Want | None = None
-        self.wants: dict[int, Want] = {}
-        self.hints: list[Want] = []
-        self._talk = talk
-        self._told_verified = fill.verified
-        self._read_stop = -1
-        self._reach = 0
-
-    # --- what the fill tells its listeners ---
-
-    def notify_files(self, fill: Fill) -> None:
-        """The size is known and the files are there: say so to whom they are not denied."""
-        if self.proven or self._talk.filler.proven(fill, self.source):
-            self.proven = True
-            self._talk.send({"type": "state", "handle": self.number, **described(fill)})
-            self._talk.expect_want(self)
-        else:
-            # Another upstream was faster; whether ours has the blob is not known yet.
-            self._talk.start(self._talk.prove(self))
-
-    def notify_arrived(self, fill: Fill) -> None:
-        """Bytes have come, or the digest has passed."""
-        if fill.verified and not self._told_verified and self.proven:
-            self._told_verified = True
-            self._talk.send({"type": "state", "handle": self.number, "state": "complete"})
-        elif self.following:
-            self._talk.note_arrived(self)
-
-    def notify_refused(self, fill: Fill, failure: FillFailed) -> None:
-        """Readers must not finish cleanly."""
-        self.drop_first()
-        refused = {"type": "state", "handle": self.number, "state": "refused"}
-        self._talk.send({**refused, **failure.as_message()})
-
-    def notify_evicted(self, fill: Fill) -> None:
-        """New readers open it again."""
-        self._talk.send({"type": "state", "handle": self.number, "state": "evicted"})
-
-    # --- wants ---
-
-    def reach(self, offset: int, length: int, least: int, most: int) -> int:
-        """Bytes to fetch beyond an on-demand read: doubles while reads are sequential."""
-        sequential = 0 <= self._read_stop <= offset < self._read_stop + UNIT_SIZE
-        self._reach = min(max(self._reach, least) * 2, most) if sequential else least
-        self._read_stop = offset + length
-        return max(0, self._reach - length)
-
-    def drop_first(self) -> None:
-        """The client says itself what it wants by now."""
-        first, self.first = self.first, None
-        if first is not None:
-            self.fill.drop_want(first)
-
-    def close(self) -> None:
-        """Drop everything."""
-        self.fill.listeners.discard(self)
-        self.drop_first()
-        for want in [*self.wants.values(), *self.hints]:
-            self.fill.drop_want(want)
-        self.wants.clear()
-        self.hints.clear()
-
-
-def described(fill: Fill) -> Message:
-    """State, files and size of a fill, for ``opened`` and ``state``."""
-    message: Message = {"state": fill.state}
-    if fill.files is not None and fill.size is not None:
-        message["paths"] = [str(path) for path in fill.files.paths]
-        message["map"] = [str(path) for path in fill.files.maps]
-        message["size"] = fill.size
-    return message
-
-
 class Conversation:
     """One client, from its greeting to its end."""
 
     def __init__(
         self,
         filler: Filler,
+        layers: Layers,
         answers: Answers,
         boot: str,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self.filler = filler
+        self._layers = layers
         self._answers = answers
         self._boot = boot
         self._reader = reader
         self._writer = writer
-        self._handles: dict[int, Handle] = {}
-        self._wanting: dict[int, tuple[Handle, Want]] = {}
+        self._handles: dict[int, BlobHandle | LayerHandle] = {}
+        self._wanting: dict[int, BlobHandle | LayerHandle] = {}
         self._numbers = itertools.count(1)
         self._orders = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._arrived: set[Handle] = set()
+        self._arrived: set[BlobHandle] = set()
         self._notice: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -187,7 +108,7 @@ class Conversation:
             logger.warning("fill.sock: a client does not read; disconnected")
             self._writer.transport.abort()
 
-    def note_arrived(self, handle: Handle) -> None:
+    def note_arrived(self, handle: BlobHandle) -> None:
         """Tell a follower soon that bytes have come."""
         self._arrived.add(handle)
         if self._notice is None:
@@ -235,6 +156,8 @@ class Conversation:
 
     def _receive(self, message: Message) -> None:
         match message.get("type"):
+            case "open" if message.get("key") == "layer":
+                self.start(self._open_layer(message))
             case "open":
                 self.start(self._open(message))
             case "want":
@@ -247,6 +170,24 @@ class Conversation:
                 self._note(message)
             case _:
                 self.start(self._call(message))
+
+    async def _open_layer(self, message: Message) -> None:
+        number = message.get("id")
+        try:
+            if len(self._handles) >= MOST_HANDLES:
+                raise FillFailed("refused", f"more than {MOST_HANDLES} objects are open")
+            layer = await self._layers.open(KnownLayer.from_message(message))
+        except WireError as error:
+            failure = FillFailed("protocol", str(error))
+            self.send({"type": "failed", "id": number, **failure.as_message()})
+            return
+        except FillFailed as failure:
+            self.send({"type": "failed", "id": number, **failure.as_message()})
+            return
+        handle = LayerHandle(self.send, next(self._numbers), layer)
+        self._handles[handle.number] = handle
+        opened: Message = {"type": "opened", "id": number, "handle": handle.number}
+        self.send({**opened, **layer.described()})
 
     async def _open(self, message: Message) -> None:
         number = message.get("id")
@@ -272,16 +213,16 @@ class Conversation:
             self.send({**opened, "state": "planning"})
             self._fetch_first(handle, message.get("first"))
 
-    def _handle(self, fill: Fill, source: BlobSource) -> Handle:
+    def _handle(self, fill: Fill, source: BlobSource) -> BlobHandle:
         if fill.failure is not None:
             raise fill.failure
         proven = fill.table is not None and self.filler.proven(fill, source)
-        handle = Handle(self, next(self._numbers), fill, source, proven)
+        handle = BlobHandle(self, next(self._numbers), fill, source, proven)
         self._handles[handle.number] = handle
         fill.listeners.add(handle)
         return handle
 
-    def _fetch_first(self, handle: Handle, first: object) -> None:
+    def _fetch_first(self, handle: BlobHandle, first: object) -> None:
         """Fetch what will be wanted first, which brings the size along."""
         fill = handle.fill
         if fill.table is not None:
@@ -301,14 +242,14 @@ class Conversation:
             return
         fill.add_want(handle.first)
 
-    def expect_want(self, handle: Handle) -> None:
+    def expect_want(self, handle: BlobHandle) -> None:
         """The client can say what it wants from now on: its first read is not fetched for ever."""
         if handle.first is not None and handle.number not in self._timers:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(FIRST_WANT_SECONDS, handle.drop_first)
             self._timers[handle.number] = timer
 
-    async def _ask_size(self, handle: Handle) -> None:
+    async def _ask_size(self, handle: BlobHandle) -> None:
         fill = handle.fill
         try:
             size = await self.filler.ask_size(fill, handle.source)
@@ -323,7 +264,7 @@ class Conversation:
         except OSError as error:
             handle.notify_refused(fill, fill.disk_failure(error))
 
-    async def prove(self, handle: Handle) -> None:
+    async def prove(self, handle: BlobHandle) -> None:
         """Ask the handle's own upstream whether it has the blob, then tell about the files."""
         try:
             await self.filler.prove(handle.fill, handle.source)
@@ -336,41 +277,35 @@ class Conversation:
     def _want(self, message: Message) -> None:
         number, handle = message.get("id"), self._handles.get(_number(message, "handle"))
         offset, length = message.get("offset"), message.get("length")
-        priority = message.get("priority", "client")
+        priority, bulk = message.get("priority", "client"), message.get("bulk")
         if not isinstance(number, int):
             raise WireError("a want without an id")
         if handle is None:
             failure = FillFailed("protocol", "no such handle is open")
             self.send({"type": "failed", "id": number, **failure.as_message()})
             return
-        if not (_is_size(offset) and _is_size(length) and priority in PRIORITIES):
-            raise WireError("a want without offset, length and a known priority")
-        settings = self.filler.settings
-        bulk = message.get("bulk", length >= settings.request_size) is True
-        want = Want(
-            offset,
-            offset + length,
-            PRIORITIES.index(priority),
-            bulk,
-            next(self._orders),
-            self._settle(number),
-        )
-        if not bulk:
-            want.reach = handle.reach(
-                offset, length, settings.on_demand_size, settings.request_size
-            )
-        handle.wants[number] = want
-        self._wanting[number] = (handle, want)
+        if not (_is_size(offset) and priority in PRIORITIES):
+            raise WireError("a want without offset and a known priority")
+        self._wanting[number] = handle
         deadline = message.get("deadline_ms")
         if isinstance(deadline, int):
             loop = asyncio.get_running_loop()
             self._timers[-number] = loop.call_later(deadline / 1000, self._late, number, deadline)
-        handle.fill.add_want(want)
-        handle.drop_first()
+        level, order, settle = PRIORITIES.index(priority), next(self._orders), self._settle(number)
+        if isinstance(handle, LayerHandle):
+            stop = offset + length if _is_size(length) else None
+            handle.add_want(number, offset, stop, level, settle)
+        elif _is_size(length):
+            urged = bulk if isinstance(bulk, bool) else None
+            handle.add_want(number, offset, length, level, urged, order, settle)
+        else:
+            raise WireError("a want without length")
 
     def _settle(self, number: int) -> Callable[[FillFailed | None], None]:
         def settle(failure: FillFailed | None) -> None:
-            self._settled(number)
+            handle = self._settled(number)
+            if handle is not None:
+                handle.settled(number)
             if failure is None:
                 self.send({"type": "done", "id": number})
             else:
@@ -378,33 +313,30 @@ class Conversation:
 
         return settle
 
-    def _settled(self, number: int) -> tuple[Handle, Want] | None:
+    def _settled(self, number: int) -> BlobHandle | LayerHandle | None:
         timer = self._timers.pop(-number, None)
         if timer is not None:
             timer.cancel()
-        found = self._wanting.pop(number, None)
-        if found is not None:
-            found[0].wants.pop(number, None)
-        return found
+        return self._wanting.pop(number, None)
 
     def _late(self, number: int, deadline_ms: int) -> None:
-        found = self._settled(number)
-        if found is not None:
-            handle, want = found
-            handle.fill.drop_want(want)
+        handle = self._settled(number)
+        if handle is not None:
             limit = f"{deadline_ms} ms"
             failure = FillFailed(
                 "deadline",
-                f"{handle.fill.digest}: bytes from {want.reached} on did not come within {limit}",
+                f"{handle.missing(number)} did not come within {limit}",
                 key="deadline_ms",
                 limit=limit,
             )
+            handle.drop_want(number)
             self.send({"type": "failed", "id": number, **failure.as_message()})
 
     def _cancel(self, message: Message) -> None:
-        found = self._settled(_number(message, "id"))
-        if found is not None:
-            found[0].fill.drop_want(found[1])
+        number = _number(message, "id")
+        handle = self._settled(number)
+        if handle is not None:
+            handle.drop_want(number)
             self.filler.pump()
 
     def _close(self, message: Message) -> None:
@@ -419,6 +351,10 @@ class Conversation:
 
     def _note(self, message: Message) -> None:
         handle = self._handles.get(_number(message, "handle"))
+        if isinstance(handle, LayerHandle):
+            if message.get("type") == "touch":
+                self._layers.touch(handle.layer)
+            return
         if handle is None:
             return
         match message.get("type"):
@@ -434,7 +370,7 @@ class Conversation:
             case _:
                 self._hint(handle, message)
 
-    def _hint(self, handle: Handle, message: Message) -> None:
+    def _hint(self, handle: BlobHandle, message: Message) -> None:
         """Fetch ranges that somebody will want; nobody waits for them."""
         ranges, priority = message.get("ranges"), message.get("priority", "prefetch")
         if not isinstance(ranges, list) or priority not in PRIORITIES or not handle.proven:

@@ -40,11 +40,20 @@ class Fill:
         size_hint: int | None,
         around: Surroundings,
         loop: asyncio.AbstractEventLoop,
+        *,
+        digested: bool = True,
+        largest_range: int | None = None,
     ) -> None:
-        """``files`` are what the store has already; ``size_hint`` is what a manifest says."""
+        """``files`` are what the store has already; ``size_hint`` is what a manifest says.
+
+        Who checks the bytes itself as it reads them wants them not ``digested`` here; who holds
+        them in memory wants ranges of at most ``largest_range`` bytes.
+        """
         self.digest = digest
         self.files = files
         self.size_hint = size_hint
+        self.digested = digested
+        self.largest_range = largest_range
         self.around = around
         self.etag: str | None = None
         self.stream: Fetch | None = None
@@ -214,7 +223,7 @@ class Fill:
             if want.reached >= stop:
                 # A want of everything waits for the digest too: its reader may not finish before.
                 whole = want.offset == 0 and stop == self.table.geometry.size
-                if whole and not self.verified:
+                if whole and self.digested and not self.verified:
                     continue
                 self.wants.remove(want)
                 want.settle(None)
@@ -223,6 +232,8 @@ class Fill:
         """The next bytes to ask an upstream for on behalf of a want."""
         if self.stream is not None:
             return None
+        if self.largest_range is not None:
+            request_size = min(request_size, self.largest_range)
         if self.table is None:
             if self.fetches or self.no_length:
                 return None
@@ -341,6 +352,8 @@ class Fill:
     def _follow_digest(self) -> None:
         files = self.files
         if self._digesting or files is None or self.verified or self.failure is not None:
+            return
+        if not self.digested:
             return
         if self._digest is None:
             self._digest = FollowingDigest(self.digest, files)

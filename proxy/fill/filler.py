@@ -23,6 +23,7 @@ from headstart.registry.errors import RegistryError
 from headstart.registry.upstream import Upstream
 from headstart.store.errors import FillFailed
 from headstart.store.layout import Layout
+from headstart.store.object_key import ObjectKey, parse_key
 from proxy.fill.access import Access
 from proxy.fill.blob_files import BlobFiles
 from proxy.fill.carriage import Carriage
@@ -311,14 +312,21 @@ class Filler:
         if files.reserved(extent):
             return
         length = files.geometry.extent_length(extent)
-        self.quota.reserve(digest, length)
+        self.take_room(digest, length, lambda: files.reserve(extent))
+
+    def take_room(self, key: ObjectKey, length: int, work: Callable[[], None]) -> None:
+        """Count bytes of an object and do what takes them; a full disk gets room by evicting once.
+
+        Raises OSError.
+        """
+        self.quota.reserve(key, length)
         try:
-            self._evicting_once(lambda: files.reserve(extent), digest, length)
+            self._evicting_once(work, key, length)
         except OSError:
-            self.quota.unreserve(digest, length)
+            self.quota.unreserve(key, length)
             raise
 
-    def _evicting_once(self, work: Callable[[], T], digest: Digest, length: int) -> T:
+    def _evicting_once(self, work: Callable[[], T], key: ObjectKey, length: int) -> T:
         """Do what takes ``length`` bytes of disk; a full one gets room by evicting once.
 
         Where that has not helped somebody else takes the room, and evicting the rest would not
@@ -336,7 +344,7 @@ class Filler:
                 if time.monotonic() < self._hopeless_until:
                     raise
                 # An object's bytes go round the stripes, and the full one may have few of them.
-                if not self.quota.make_room(digest, length * len(self.layout.stripes)):
+                if not self.quota.make_room(key, length * len(self.layout.stripes)):
                     raise
             deadline = time.monotonic() + RELEASED_SECONDS
             while True:
@@ -393,6 +401,10 @@ class Filler:
         self._pumping = False
         for carriage in self.carriages.values():
             carriage.pump()
+
+    def delivered(self, fill: Fill, source: BlobSource) -> None:
+        """The upstream of this source has sent bytes of a blob that is held in memory."""
+        self.access.vouch(self.upstreams[source.upstream], source, fill)
 
     def vouched(self, fill: Fill, source: BlobSource) -> None:
         """The upstream of this source has, or has sent, the blob."""
@@ -503,20 +515,20 @@ class Filler:
         self._clerk.submit(store)
         return True
 
-    def leased_by(self, holder: str) -> set[Digest]:
+    def leased_by(self, holder: str) -> set[ObjectKey]:
         """What a holder has leased."""
         return self.quota.leased_by(holder)
 
-    def lease(self, holder: str, digests: set[Digest]) -> None:
+    def lease(self, holder: str, keys: set[ObjectKey]) -> None:
         """Replace what a holder has leased; it survives a restart."""
-        self.quota.lease(holder, digests)
-        self._clerk.submit(self._records.put_leases, holder, sorted(map(str, digests)))
+        self.quota.lease(holder, keys)
+        self._clerk.submit(self._records.put_leases, holder, sorted(map(str, keys)))
 
     async def restore_leases(self) -> None:
         """Take over the leases of before this start."""
         found = await self._loop.run_in_executor(self._clerk, self._records.leases)
         for holder, keys in found.items():
-            self.quota.lease(holder, [Digest.parse(key) for key in keys])
+            self.quota.lease(holder, [parse_key(key) for key in keys])
         if not self._records.fresh:
             self.quota.expect(found)
 

@@ -89,3 +89,6 @@ class Surroundings(Protocol):
 
     def quarantine(self, fill: "Fill", failure: FillFailed) -> None:
         """Remove the blob's files and end the fill."""
+
+    def restart(self, fill: "Fill", failure: FillFailed) -> None:
+        """Drop what has come of a blob whose content changed; the next open starts afresh."""

@@ -22,16 +22,19 @@ import uvloop
 from headstart.command.configuration import Configuration, ConfigurationError
 from headstart.command.output import complain
 from headstart.command.values import Percent
-from headstart.content.digest import Digest
 from headstart.registry.client import RegistryClient
 from headstart.store.errors import StoreError
 from headstart.store.extent_map import boot_id
 from headstart.store.index import Index
 from headstart.store.layout import Layout, StoreLock
+from headstart.store.object_key import LayerKey, ObjectKey
 from proxy.child import die_with_parent, launcher_process_id
 from proxy.fill.answers import StoreAnswers
 from proxy.fill.conversation import Conversation
 from proxy.fill.filler import Filler, FillSettings
+from proxy.fill.layers.layers import Layers, LayerSettings
+from proxy.fill.layers.stored_layers import sweep
+from proxy.fill.pool import START_CONNECTIONS
 from proxy.fill.quota import Quota, water_marks
 from proxy.fill.records import BlobRecords
 
@@ -51,6 +54,7 @@ def run(configuration: Configuration) -> None:
     lock.acquire(layout)
     try:
         layout.prepare()
+        sweep(layout)
         index = Index(layout.index)
         try:
             uvloop.run(_serve(configuration, layout, index))
@@ -70,18 +74,19 @@ async def _serve(configuration: Configuration, layout: Layout, index: Index) -> 
             loop.add_signal_handler(number, stop.set)
     upstreams = configuration.upstreams()
     clients = {host: RegistryClient(upstream) for host, upstream in upstreams.items()}
-    filler = _filler(configuration, layout, index, clients)
+    filler, layers = _filler(configuration, layout, index, clients)
     await filler.restore_leases()
-    answers, boot = StoreAnswers(filler), boot_id().hex()
+    answers, boot = StoreAnswers(filler, layers), boot_id().hex()
     talks: set[asyncio.Task[None]] = set()
 
     def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = loop.create_task(Conversation(filler, answers, boot, reader, writer).run())
+        task = loop.create_task(Conversation(filler, layers, answers, boot, reader, writer).run())
         talks.add(task)
         task.add_done_callback(talks.discard)
 
     server = await asyncio.start_unix_server(talk, sock=_bind(layout.fill_socket))
     ticking = asyncio.create_task(filler.run())
+    layering = asyncio.create_task(layers.run())
     sweeping = asyncio.create_task(_sweep_daily(index))
     gc.freeze()
     logger.info("filler: ready, cache %s", ", ".join(map(str, layout.stripes)))
@@ -91,9 +96,10 @@ async def _serve(configuration: Configuration, layout: Layout, index: Index) -> 
     finally:
         logger.info("filler: stopping")
         server.close()
-        for task in (ticking, sweeping, *talks):
+        for task in (ticking, layering, sweeping, *talks):
             task.cancel()
-        await asyncio.gather(ticking, sweeping, *talks, return_exceptions=True)
+        await asyncio.gather(ticking, layering, sweeping, *talks, return_exceptions=True)
+        await layers.close()
         await filler.close()
         for client in clients.values():
             await client.aclose()
@@ -115,7 +121,7 @@ def _filler(
     layout: Layout,
     index: Index,
     clients: dict[str, RegistryClient],
-) -> Filler:
+) -> tuple[Filler, Layers]:
     cache, fetch = configuration.cache, configuration.fetch
     most = cache.max_size
     high, low = water_marks(
@@ -125,9 +131,13 @@ def _filler(
         cache.low_water.value / 100,
     )
     filler: Filler
+    layers: Layers
 
-    def remove(digest: Digest) -> None:
-        filler.evicted(digest)
+    def remove(key: ObjectKey) -> None:
+        if isinstance(key, LayerKey):
+            layers.evicted(key.digest)
+        else:
+            filler.evicted(key)
 
     filler = Filler(
         layout,
@@ -142,7 +152,18 @@ def _filler(
             reissue=fetch.reissue == "auto",
         ),
     )
-    return filler
+    connections = fetch.max_connections
+    layers = Layers(
+        filler,
+        index,
+        LayerSettings(
+            keep=cache.keep,
+            window=fetch.window,
+            connections=connections if isinstance(connections, int) else START_CONNECTIONS,
+            extent_size=cache.extent_size,
+        ),
+    )
+    return filler, layers
 
 
 def _bind(path: Path) -> socket.socket:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from headstart.content.digest import Digest
+from headstart.store.object_key import ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Quota:
         self,
         high_water: int,
         low_water: int,
-        remove: Callable[[Digest], None],
+        remove: Callable[[ObjectKey], None],
         *,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
@@ -47,8 +47,8 @@ class Quota:
         self.low_water = low_water
         self._remove = remove
         self._lock = threading.RLock()
-        self._entries: dict[Digest, Entry] = {}
-        self._leased: dict[str, set[Digest]] = {}
+        self._entries: dict[ObjectKey, Entry] = {}
+        self._leased: dict[str, set[ObjectKey]] = {}
         self._total = 0
         self.evicted_objects = 0
         self.evicted_bytes = 0
@@ -60,12 +60,12 @@ class Quota:
         """Allocated bytes of all objects."""
         return self._total
 
-    def account(self, digest: Digest, allocated: int, used_at: float, *, pinned: bool) -> None:
+    def account(self, key: ObjectKey, allocated: int, used_at: float, *, pinned: bool) -> None:
         """Enter what an object takes; replaces an earlier figure."""
         with self._lock:
-            entry = self._entries.get(digest)
+            entry = self._entries.get(key)
             if entry is None:
-                self._entries[digest] = Entry(allocated, used_at, pinned)
+                self._entries[key] = Entry(allocated, used_at, pinned)
                 self._total += allocated
             else:
                 self._total += allocated - entry.allocated
@@ -73,123 +73,123 @@ class Quota:
                 entry.used_at = max(entry.used_at, used_at)
                 entry.pinned = entry.pinned or pinned
 
-    def known(self, digest: Digest) -> bool:
+    def known(self, key: ObjectKey) -> bool:
         """Whether the object is in the account."""
         with self._lock:
-            return digest in self._entries
+            return key in self._entries
 
-    def touch(self, digest: Digest, used_at: float) -> None:
+    def touch(self, key: ObjectKey, used_at: float) -> None:
         """Note a use."""
         with self._lock:
-            if digest in self._entries:
-                self._entries[digest].used_at = used_at
+            if key in self._entries:
+                self._entries[key].used_at = used_at
 
-    def pin(self, digest: Digest, pinned: bool) -> bool:
+    def pin(self, key: ObjectKey, pinned: bool) -> bool:
         """Pin or release an object; False when it is not here."""
         with self._lock:
-            if digest not in self._entries:
+            if key not in self._entries:
                 return False
-            self._entries[digest].pinned = pinned
+            self._entries[key].pinned = pinned
             return True
 
-    def busy(self, digest: Digest, change: int) -> None:
+    def busy(self, key: ObjectKey, change: int) -> None:
         """Count fills of an object (+1, -1); a busy one is not evicted."""
         with self._lock:
-            entry = self._entries.get(digest)
+            entry = self._entries.get(key)
             if entry is None:
                 if change < 0:
                     return
-                entry = self._entries[digest] = Entry(0, time.time())
+                entry = self._entries[key] = Entry(0, time.time())
             entry.busy = max(0, entry.busy + change)
             if change < 0 and not (entry.busy or entry.allocated or entry.pinned):
                 # Nothing has come of it: whoever asks for what no upstream has leaves no trace.
-                del self._entries[digest]
+                del self._entries[key]
 
-    def lease(self, holder: str, digests: Iterable[Digest]) -> None:
+    def lease(self, holder: str, keys: Iterable[ObjectKey]) -> None:
         """Replace what a holder has leased."""
         with self._lock:
-            self._leased[holder] = set(digests)
+            self._leased[holder] = set(keys)
 
-    def leased_by(self, holder: str) -> set[Digest]:
+    def leased_by(self, holder: str) -> set[ObjectKey]:
         """What a holder has leased."""
         with self._lock:
             return set(self._leased.get(holder, ()))
 
-    def leased(self, digest: Digest) -> bool:
+    def leased(self, key: ObjectKey) -> bool:
         """Whether anybody has leased the object."""
         with self._lock:
-            return any(digest in held for held in self._leased.values())
+            return any(key in held for held in self._leased.values())
 
     @property
     def count(self) -> int:
         """How many objects are in the account."""
         return len(self._entries)
 
-    def forget(self, digest: Digest) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """The object's files are gone."""
         with self._lock:
-            entry = self._entries.pop(digest, None)
+            entry = self._entries.pop(key, None)
             if entry is not None:
                 self._total -= entry.allocated
 
-    def reserve(self, digest: Digest, length: int) -> None:
+    def reserve(self, key: ObjectKey, length: int) -> None:
         """Count bytes that are about to be written. Raises OSError(ENOSPC) when none can go."""
         with self._lock:
             if self._total + length > self.high_water:
-                self._free(self._total + length - self.low_water, spare=digest)
+                self._free(self._total + length - self.low_water, spare=key)
             if self._total + length > self.high_water:
                 raise OSError(errno.ENOSPC, f"cache.max_size: {self.high_water} bytes are in use")
-            self._entries.setdefault(digest, Entry(0, time.time())).allocated += length
+            self._entries.setdefault(key, Entry(0, time.time())).allocated += length
             self._total += length
 
-    def unreserve(self, digest: Digest, length: int) -> None:
+    def unreserve(self, key: ObjectKey, length: int) -> None:
         """Take back a reservation that the disk did not give."""
         with self._lock:
-            entry = self._entries.get(digest)
+            entry = self._entries.get(key)
             if entry is not None:
                 entry.allocated -= length
                 self._total -= length
 
-    def make_room(self, digest: Digest, length: int) -> bool:
+    def make_room(self, key: ObjectKey, length: int) -> bool:
         """The disk itself is full: evict at least ``length`` bytes; whether any went."""
         with self._lock:
-            return self._free(length, spare=digest) > 0
+            return self._free(length, spare=key) > 0
 
-    def evict(self, digest: Digest) -> bool:
+    def evict(self, key: ObjectKey) -> bool:
         """Evict one object on request; False when it is busy, leased, pinned or not here."""
         with self._lock:
-            if digest not in self._evictable():
+            if key not in self._evictable():
                 return False
-            self._drop(digest)
+            self._drop(key)
             return True
 
-    def _evictable(self) -> list[Digest]:
+    def _evictable(self) -> list[ObjectKey]:
         leased = set().union(*self._leased.values()) if self._leased else set()
         candidates = [
-            (entry.used_at, digest)
-            for digest, entry in self._entries.items()
-            if not entry.busy and not entry.pinned and digest not in leased
+            (entry.used_at, str(key), key)
+            for key, entry in self._entries.items()
+            if not entry.busy and not entry.pinned and key not in leased
         ]
-        return [digest for _, digest in sorted(candidates)]
+        return [key for _, _, key in sorted(candidates, key=lambda entry: entry[:2])]
 
-    def _free(self, length: int, spare: Digest) -> int:
+    def _free(self, length: int, spare: ObjectKey) -> int:
         if time.monotonic() < self._evict_from:
             return 0
         freed = 0
-        for digest in self._evictable():
+        for key in self._evictable():
             if freed >= length:
                 break
-            if digest != spare:
-                freed += self._drop(digest)
+            if key != spare:
+                freed += self._drop(key)
         return freed
 
-    def _drop(self, digest: Digest) -> int:
-        allocated = self._entries[digest].allocated
-        logger.info("evict: %s, %d bytes", digest, allocated)
-        self._remove(digest)
+    def _drop(self, key: ObjectKey) -> int:
+        allocated = self._entries[key].allocated
+        logger.info("evict: %s, %d bytes", key, allocated)
+        self._remove(key)
         self.evicted_objects += 1
         self.evicted_bytes += allocated
-        self.forget(digest)
+        self.forget(key)
         return allocated
 
     def expect(self, holders: Iterable[str]) -> None:
@@ -207,7 +207,7 @@ class Quota:
                 if not self._unreconciled:
                     self._evict_from = 0.0
 
-    def snapshot(self) -> list[tuple[Digest, Entry]]:
+    def snapshot(self) -> list[tuple[ObjectKey, Entry]]:
         """All entries, for listings."""
         with self._lock:
             return list(self._entries.items())

@@ -9,6 +9,7 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
 SYNC_FILE_RANGE_WAIT_BEFORE = 1
 SYNC_FILE_RANGE_WRITE = 2
 SYNC_FILE_RANGE_WAIT_AFTER = 4
@@ -25,6 +26,15 @@ def reserve_space(descriptor: int, offset: int, length: int) -> None:
         code = ctypes.get_errno()
         if code in _UNSUPPORTED:
             return
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
+def give_back(descriptor: int, offset: int, length: int) -> None:
+    """Free the memory or the disk space of whole pages; they read as zeros. Raises OSError."""
+    flags = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    while _libc.fallocate(descriptor, flags, offset, length):
+        code = ctypes.get_errno()
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
 

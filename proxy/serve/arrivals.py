@@ -13,7 +13,8 @@ from typing import TypeVar
 from headstart.store.cached_blob import CachedBlob
 from headstart.store.errors import FillerUnreachable
 from headstart.store.fill_client import FillClient
-from headstart.store.open_blob import OpenBlob, Want
+from headstart.store.open_blob import OpenBlob
+from headstart.store.open_object import Want
 from proxy.serve.outlet import ClientDisconnected
 from proxy.serve.request import Receive
 

@@ -19,7 +19,8 @@ from headstart.registry.errors import RegistryError, UpstreamProtocol
 from headstart.registry.upstream import Upstream
 from headstart.store.cached_blob import CachedBlob
 from headstart.store.errors import FillerUnreachable, FillFailed
-from headstart.store.open_blob import OpenBlob, Want
+from headstart.store.open_blob import OpenBlob
+from headstart.store.open_object import Want
 from proxy.serve.arrivals import Arrivals, Departure, same_file
 from proxy.serve.blobs import OPEN_SECONDS, LentBlob
 from proxy.serve.delivery import (
@@ -152,6 +153,7 @@ class BlobAnswers:
             transmission = Transmission(ask.request, ask.digest, delivery, watch)
             try:
                 if all_here(blob, delivery):
+                    await self._tell_chains(ask, handle, delivery)
                     await transmission.start(b"hit", blob.verified)
                     await transmission.send_all(blob)
                 elif not blob.size:
@@ -173,6 +175,18 @@ class BlobAnswers:
                 watch.failed(str(error))
                 raise
 
+    async def _tell_chains(self, ask: BlobAsk, handle: OpenBlob, delivery: Delivery) -> None:
+        """Whoever gets the end of an image's configuration may ask for its chain IDs at once.
+
+        Not where each client has its own credentials: a mount would have none to show.
+        """
+        chains = self._services.chains
+        if ask.upstream.access == "passthrough":
+            return
+        place = ask.upstream.host, qualified_repository(ask.upstream.host, ask.repository)
+        if delivery.to_the_end and chains.expects(*place, ask.digest):
+            await chains.tell(*place, ask.digest, handle.blob)
+
     @staticmethod
     async def _answer_empty(ask: BlobAsk, transmission: Transmission) -> None:
         if ask.digest.hasher().hexdigest() != ask.digest.hex:
@@ -193,7 +207,7 @@ class BlobAnswers:
         presence = Presence(handle.blob, transmission.delivery)
         try:
             with Departure(ask.request.receive):
-                await self._send_arriving(handle, transmission, arrivals, presence, patience)
+                await self._send_arriving(ask, handle, transmission, arrivals, presence, patience)
         except FillFailed as failure:
             if failure.code != "space":
                 raise
@@ -203,6 +217,7 @@ class BlobAnswers:
 
     async def _send_arriving(
         self,
+        ask: BlobAsk,
         handle: OpenBlob,
         transmission: Transmission,
         arrivals: Arrivals,
@@ -226,6 +241,7 @@ class BlobAnswers:
                 async with asyncio.timeout(patience):
                     if withhold and first.length <= WITHHELD_BYTES:
                         await self._await_digest(arrivals, wants[0], before)
+                        await self._tell_chains(ask, handle, delivery)
                     else:
                         await arrivals.bytes_at(wants[0], first.start, 1)
             except TimeoutError:
@@ -237,6 +253,7 @@ class BlobAnswers:
                 while transmission.part_start < part.stop:
                     if transmission.part_start >= stop:
                         await self._await_digest(arrivals, want, before)
+                        await self._tell_chains(ask, handle, delivery)
                         stop = part.stop
                     start = transmission.part_start
                     count = await arrivals.bytes_at(want, start, min(stop - start, PIECE_BYTES))

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 OUTAGE = (UpstreamUnavailable, UpstreamDeadline, UpstreamThrottled)
 """Errors that say nothing about what was asked for."""
 
-Expect = Callable[[str, str, Manifest | Index], None]
-"""Is told upstream, repository and document: whose descriptors may be asked for next."""
+Expect = Callable[[str, str, Digest, Manifest | Index], None]
+"""Is told upstream, repository, digest and document: whose descriptors may be asked for next."""
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class Manifests:
         *,
         tag_ttl: float = 0.0,
         stale_window: float = 0.0,
-        expect: Expect = lambda host, repository, document: None,
+        expect: Expect = lambda host, repository, digest, document: None,
     ) -> None:
         """``clients`` by upstream host; ``tag_ttl`` and ``stale_window`` in seconds."""
         self._clients = clients
@@ -276,7 +276,7 @@ class Manifests:
         except InvalidInput as error:
             raise UpstreamProtocol(f"{ask.upstream.host}: {error}") from None
         if document is not None:
-            self._expect(ask.upstream.host, ask.repository, document)
+            self._expect(ask.upstream.host, ask.repository, manifest.digest, document)
         return FoundManifest(
             manifest.body, manifest.media_type, manifest.digest, None, cache, document
         )

@@ -10,6 +10,7 @@ from headstart.registry.client import RegistryClient
 from headstart.registry.upstream import Upstream
 from headstart.store.fill_client import FillClient
 from proxy.serve.blobs import Blobs
+from proxy.serve.chains import Chains
 from proxy.serve.manifests import Manifests
 from proxy.serve.records import AsyncIndex
 
@@ -107,4 +108,5 @@ class Services:
     index: AsyncIndex
     manifests: Manifests
     blobs: Blobs
+    chains: Chains
     pulls: PullWatcher

@@ -64,7 +64,7 @@ class Stage:
             self.clients,
             Kept(index, lambda: Moment(self.wall, self.uptime, "boot")),
             Grants(lambda: self.uptime),
-            expect=lambda host, repository, _: self.expected.append((host, repository)),
+            expect=lambda host, repository, *_: self.expected.append((host, repository)),
             **self.settings,
         )
 

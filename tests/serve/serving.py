@@ -13,6 +13,7 @@ from headstart.registry.client import RegistryClient
 from headstart.registry.retry import Retry
 from headstart.store.fill_client import FillClient
 from proxy.serve.blobs import Blobs
+from proxy.serve.chains import Chains, expectation
 from proxy.serve.grants import Grants
 from proxy.serve.kept import Kept
 from proxy.serve.manifests import Manifests
@@ -77,6 +78,7 @@ async def services_of(
     async with FillClient(filler.layout.fill_socket, "mirror") as fill_client:
         index = AsyncIndex(filler.layout.index, lambda: fill_client.connected)
         grants = Grants()
+        chains = Chains(fill_client)
         blobs = Blobs(fill_client, grants, idle_seconds=0.3)
         manifests = Manifests(
             clients,
@@ -84,7 +86,7 @@ async def services_of(
             grants,
             tag_ttl=configuration.mirror.tag_ttl,
             stale_window=configuration.mirror.stale_window,
-            expect=blobs.expect,
+            expect=expectation(blobs, chains),
         )
         try:
             yield Services(
@@ -95,6 +97,7 @@ async def services_of(
                 index=index,
                 manifests=manifests,
                 blobs=blobs,
+                chains=chains,
                 pulls=pulls or Unwatched(),
             )
         finally:

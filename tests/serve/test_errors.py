@@ -110,7 +110,7 @@ def fields_in_sources() -> set[str]:
 
 
 def test_every_malformed_input_of_a_request_is_in_the_table() -> None:
-    of_no_request = {"image", "platform"}
+    of_no_request = {"image", "image configuration", "platform"}
     assert fields_in_sources() - of_no_request == set(BY_FIELD)
     for field in BY_FIELD:
         answer = problem(InvalidInput(field, "the value", "the remedy"), "BLOB_UNKNOWN")

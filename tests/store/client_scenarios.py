@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from headstart.store.fill_client import FillClient
-from headstart.store.open_blob import OpenBlob, Want
+from headstart.store.open_blob import OpenBlob
+from headstart.store.open_object import Want
 from tests.store.scripted_filler import DIGEST, SIZE, ScriptedFiller
 from tests.store.stored_objects import open_descriptors
 

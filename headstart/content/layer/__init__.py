@@ -1,0 +1,1 @@
+"""What a layer says: its entries, and the tree that they make."""

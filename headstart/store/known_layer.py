@@ -1,0 +1,91 @@
+"""What the filler knows of a layer when somebody names its chain ID."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headstart.content.digest import Digest
+from headstart.content.errors import InvalidInput
+from headstart.store.wire import Message, WireError
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLayer:
+    """One layer of an image that the mirror has seen, and where its blob can be had.
+
+    ``digest`` and ``size`` (bytes) are of the blob as stored, ``diff_id`` is of the tar inside;
+    ``annotations`` are those of the layer's descriptor.
+    """
+
+    upstream: str
+    repository: str
+    digest: Digest
+    size: int
+    diff_id: Digest
+    media_type: str
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def as_message(self) -> Message:
+        """As it is written in messages and records."""
+        return {
+            "upstream": self.upstream,
+            "repository": self.repository,
+            "digest": str(self.digest),
+            "size": self.size,
+            "diff_id": str(self.diff_id),
+            "media_type": self.media_type,
+            "annotations": dict(self.annotations),
+        }
+
+    @classmethod
+    def from_message(cls, message: object) -> "KnownLayer":
+        """What :meth:`as_message` has written. Raises WireError."""
+        if not isinstance(message, dict):
+            raise WireError("a layer must be an object")
+        texts = [message.get(name) for name in ("upstream", "repository", "media_type")]
+        size, annotations = message.get("size"), message.get("annotations")
+        if (
+            not all(isinstance(text, str) for text in texts)
+            or type(size) is not int
+            or size < 0
+            or not isinstance(annotations, dict)
+        ):
+            raise WireError("a layer without upstream, repository, media type, size or annotations")
+        try:
+            digest = Digest.parse(str(message.get("digest")))
+            diff_id = Digest.parse(str(message.get("diff_id")))
+        except InvalidInput as error:
+            raise WireError(str(error)) from None
+        named = {str(name): str(text) for name, text in annotations.items()}
+        upstream, repository, media_type = map(str, texts)
+        return cls(upstream, repository, digest, size, diff_id, media_type, named)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownChain:
+    """The answer to a chain ID: the image that it was last seen in, and which of its layers."""
+
+    layers: tuple[KnownLayer, ...]
+    """All layers of that image, the base first: they are wanted together."""
+    position: int
+
+    @property
+    def layer(self) -> KnownLayer:
+        """The layer that the chain ID ends with."""
+        return self.layers[self.position]
+
+    def as_message(self) -> Message:
+        """As it is written in messages and records."""
+        return {
+            "layers": [layer.as_message() for layer in self.layers],
+            "position": self.position,
+        }
+
+    @classmethod
+    def from_message(cls, message: Message) -> "KnownChain":
+        """What :meth:`as_message` has written. Raises WireError."""
+        listed, position = message.get("layers"), message.get("position")
+        if not isinstance(listed, list) or type(position) is not int:
+            raise WireError("a chain without layers and position")
+        if not 0 <= position < len(listed):
+            raise WireError(f"a chain of {len(listed)} layers with position {position}")
+        return cls(tuple(map(KnownLayer.from_message, listed)), position)

@@ -1,0 +1,188 @@
+"""A blob's bytes for the threads that make its layer image, while they arrive.
+
+The bytes come out of memory, a window of them at a time, or out of the store's files where the blob
+is kept there too. Wants are set on the filler's loop; threads wait on a condition.
+"""
+
+import itertools
+import threading
+
+from headstart.store.errors import FillFailed
+from headstart.store.geometry import MIB, UNIT_SIZE
+from headstart.store.wire import PRIORITIES
+from proxy.fill.fill import Fill
+from proxy.fill.layers.source import SourceFailed
+from proxy.fill.layers.staging import StagedFiles
+from proxy.fill.parties import Want
+
+SMALLEST_RANGE = 4 * MIB
+"""Below this a range costs more in round trips than it saves in memory."""
+LOOK_SECONDS = 5.0
+"""A thread looks for itself so often, should nobody wake it."""
+
+PREFETCH = PRIORITIES.index("prefetch")
+_orders = itertools.count()
+
+
+class Window:
+    """The bytes that all layers together may hold in memory (``fetch.window``)."""
+
+    def __init__(self, size: int, connections: int) -> None:
+        """``size`` in bytes, over so many connections."""
+        self._size = size
+        self.range_size = max(SMALLEST_RANGE, size // connections // MIB * MIB)
+        self._holders: set[ArrivingBlob] = set()
+
+    def join(self, holder: "ArrivingBlob") -> None:
+        """One more that holds bytes."""
+        self._holders.add(holder)
+
+    def leave(self, holder: "ArrivingBlob") -> None:
+        """It is done; the others may hold more."""
+        self._holders.discard(holder)
+        for other in self._holders:
+            other.slide()
+
+    def share(self) -> int:
+        """Bytes that each may hold; at least two ranges, so that one arrives while one is used."""
+        return max(self._size // max(1, len(self._holders)), 2 * SMALLEST_RANGE)
+
+
+class ArrivingBlob:
+    """The bytes of one fill, in stream order; a listener of the fill."""
+
+    def __init__(self, fill: Fill, size: int, window: Window | None, priority: int) -> None:
+        """Without a ``window`` everything is wanted at once: the blob's files keep it."""
+        self.fill = fill
+        self.size = size
+        self.priority = priority
+        self._window = window
+        self._wants: list[Want] = []
+        self._wanted = 0
+        self._released = 0
+        self._given_back = 0
+        self._failure: FillFailed | None = None
+        self._changed = threading.Condition()
+        self._sliding = False
+        self._closed = False
+
+    # --- on the filler's loop ---
+
+    def start(self) -> None:
+        """Want what the window allows."""
+        self.fill.listeners.add(self)
+        if self._window is not None:
+            self._window.join(self)
+        self.slide()
+
+    def close(self) -> None:
+        """Want nothing more; threads that still wait fail."""
+        if self._closed:
+            return
+        self._closed = True
+        self.fill.listeners.discard(self)
+        wants, self._wants = self._wants, []
+        for want in wants:
+            self.fill.drop_want(want)
+        if self._window is not None:
+            self._window.leave(self)
+        self._fail(FillFailed("upstream", f"{self.fill.digest}: nobody wants it any more"))
+
+    def raise_priority(self, priority: int) -> None:
+        """Somebody more urgent waits."""
+        if priority < self.priority:
+            self.priority = priority
+            for want in self._wants:
+                want.priority = priority
+            self.fill.around.pump()
+
+    def slide(self) -> None:
+        """Want what has come within the window."""
+        self._sliding = False
+        if self._closed or self._failure is not None:
+            return
+        stop = self.size
+        if self._window is not None:
+            grid = self._window.range_size
+            stop = min(stop, max(self._released + self._window.share(), grid) // grid * grid)
+            stop = max(stop, min(self.size, self._released + UNIT_SIZE))
+        if stop > self._wanted:
+            self._add_want(self._wanted, stop)
+            self._wanted = stop
+
+    def _add_want(self, start: int, stop: int) -> None:
+        def settle(failure: FillFailed | None) -> None:
+            if want in self._wants:
+                self._wants.remove(want)
+            if failure is not None:
+                self._fail(failure)
+
+        want = Want(start, stop, self.priority, True, next(_orders), settle)
+        self._wants.append(want)
+        self.fill.add_want(want)
+
+    def notify_files(self, fill: Fill) -> None:
+        """The size is known by an answer: it must be what the manifest says."""
+        if fill.size != self.size:
+            text = f"{fill.digest}: has {fill.size} bytes, its manifest says {self.size}"
+            self._fail(FillFailed("protocol", text))
+
+    def notify_arrived(self, fill: Fill) -> None:
+        """Wake the threads."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def notify_refused(self, fill: Fill, failure: FillFailed) -> None:
+        """No more will come."""
+        self._fail(failure)
+
+    def notify_evicted(self, fill: Fill) -> None:
+        """No more will come; what waits has been told why."""
+        self._fail(FillFailed("upstream", f"{fill.digest}: was evicted while it was read"))
+
+    def _fail(self, failure: FillFailed) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+
+    # --- in the threads that read ---
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """Wait for the byte at ``offset``; how many bytes were put into ``target``.
+
+        Raises SourceFailed.
+        """
+        with self._changed:
+            while True:
+                files = self.fill.files
+                count = files.map.available(offset, len(target)) if files is not None else 0
+                if count or self._failure is not None:
+                    break
+                self._changed.wait(LOOK_SECONDS)
+        if files is None or not count:
+            raise SourceFailed(str(self._failure)) from self._failure
+        try:
+            read = files.read_into(offset, target[:count])
+        except OSError as error:
+            raise SourceFailed(f"{self.fill.digest}: cannot be read back: {error}") from error
+        if not read:
+            raise SourceFailed(f"{self.fill.digest}: ends before byte {offset}")
+        return read
+
+    def stop(self) -> None:
+        """Whoever reads fails: the layer cannot be made for another reason."""
+        self._fail(FillFailed("upstream", f"{self.fill.digest}: nobody reads it any more"))
+
+    def release(self, stop: int) -> None:
+        """Bytes before ``stop`` are not read again."""
+        self._released = max(self._released, stop)
+        files = self.fill.files
+        if isinstance(files, StagedFiles):
+            # A range that is on its way is written in pieces of a MiB: whole ones are given back.
+            border = stop if stop >= self.size else stop // MIB * MIB
+            if border > self._given_back:
+                files.give_back(self._given_back, border)
+                self._given_back = border
+        if self._window is not None and not self._sliding:
+            self._sliding = True
+            self.fill.on_loop(self.slide)

@@ -1,0 +1,374 @@
+"""The layer images of this node: which are open, what is made of them next, what was refused.
+
+Runs on the filler's loop, beside the filler's own care for blobs.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from headstart.content.digest import Digest
+from headstart.registry.errors import RegistryError
+from headstart.store.errors import FillFailed
+from headstart.store.index import Index
+from headstart.store.known_layer import KnownChain, KnownLayer
+from headstart.store.object_key import LayerKey
+from headstart.store.wire import PRIORITIES
+from proxy.fill.fill import Fill
+from proxy.fill.filler import Filler
+from proxy.fill.judgement import failure_of
+from proxy.fill.layers.arriving import ArrivingBlob, Window
+from proxy.fill.layers.chains import Chains
+from proxy.fill.layers.layer import Layer
+from proxy.fill.layers.layer_files import LayerFiles
+from proxy.fill.layers.layer_records import LayerRecord, LayerRecords
+from proxy.fill.layers.room import LayerRoom
+from proxy.fill.layers.staging import StagingSurroundings
+from proxy.fill.layers.stored_layers import remove_layer
+from proxy.fill.layers.whole import WholeMaker
+from proxy.fill.parties import BlobSource
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 4
+"""Layers in the making; more would only share the window and the cores in smaller pieces."""
+THREADS_EACH = 4
+IDLE_SECONDS = 30.0
+"""How long a layer image that nobody has open goes on: a mount that restarts finds it again."""
+REFUSED_SECONDS = 24 * 3600.0
+"""How long a layer whose bytes were wrong is left to ordinary pulls."""
+TICK_SECONDS = 1.0
+TOUCH_SECONDS = 60.0
+PREFETCH = PRIORITIES.index("prefetch")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSettings:
+    """Of the configuration: what is kept, sizes in bytes."""
+
+    keep: str
+    window: int
+    connections: int
+    extent_size: int
+
+
+class Layers:
+    """Everything about layer images on this node."""
+
+    def __init__(self, filler: Filler, index: Index, settings: LayerSettings) -> None:
+        """Make it on the loop that it will run on."""
+        self._filler = filler
+        self._settings = settings
+        self._chains = Chains(index)
+        self._records = LayerRecords(index, filler.layout)
+        self._window = Window(settings.window, settings.connections)
+        self._layers: dict[Digest, Layer] = {}
+        self._known: dict[Digest, LayerRecord] = {}
+        self._queued: list[Layer] = []
+        self._making: set[Layer] = set()
+        self._idle_since: dict[Layer, float] = {}
+        self._refused: dict[Digest, tuple[FillFailed, float]] = {}
+        self._staged: dict[Layer, Fill] = {}
+        self._ending: set[Fill] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._around = StagingSurroundings(filler, settings.extent_size)
+        self._threads = ThreadPoolExecutor(2 * MOST_AT_ONCE, thread_name_prefix="layer")
+        self._clerk = ThreadPoolExecutor(1, thread_name_prefix="layer-index")
+        self._loop = asyncio.get_running_loop()
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        self._clerk.submit(self._records.fill_account, self._filler.quota)
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self._tick(time.monotonic())
+            except Exception:
+                logger.exception("layers: an error of the filler itself")
+
+    async def close(self) -> None:
+        """Stop what is in the making and write what is known."""
+        for layer in list(self._layers.values()):
+            if layer.maker is not None:
+                layer.maker.close()
+        await self._loop.run_in_executor(None, self._threads.shutdown)
+        for layer in self._layers.values():
+            if layer.files is not None:
+                layer.files.close()
+        self._clerk.shutdown(wait=True)
+
+    def _tick(self, now: float) -> None:
+        for layer in list(self._layers.values()):
+            if layer.listeners:
+                self._idle_since.pop(layer, None)
+            elif now - self._idle_since.setdefault(layer, now) > IDLE_SECONDS:
+                self._close(layer)
+        self._end_fills()
+
+    def _close(self, layer: Layer) -> None:
+        if layer.maker is not None:
+            layer.maker.close()
+        self._forget(layer)
+        if layer.files is not None and layer.settled:
+            layer.files.close()
+
+    def _forget(self, layer: Layer) -> None:
+        digest = layer.known.digest
+        if self._layers.get(digest) is layer:
+            del self._layers[digest]
+            self._known.pop(digest, None)
+        if layer in self._queued:
+            self._queued.remove(layer)
+        self._idle_since.pop(layer, None)
+
+    # --- chain IDs ---
+
+    async def tell(self, manifest: Digest, layers: tuple[KnownLayer, ...]) -> None:
+        """Remember an image; durable when this returns."""
+        await self._loop.run_in_executor(self._clerk, self._chains.tell, manifest, layers)
+
+    async def find(self, chain: Digest, manifest: Digest | None) -> KnownChain | None:
+        """What a chain ID stands for. Raises FillFailed where the layer has been refused."""
+        found = await self._loop.run_in_executor(self._clerk, self._chains.find, chain, manifest)
+        if found is not None:
+            self._raise_refused(found.layer.digest)
+        return found
+
+    def _raise_refused(self, digest: Digest) -> None:
+        refused = self._refused.get(digest)
+        if refused is None:
+            return
+        if time.monotonic() < refused[1]:
+            raise FillFailed("refused", refused[0].text)
+        del self._refused[digest]
+
+    # --- opening ---
+
+    async def open(self, known: KnownLayer) -> Layer:
+        """The layer image of a layer, in any state. Raises FillFailed."""
+        if known.upstream not in self._filler.upstreams:
+            raise FillFailed("refused", f"{known.upstream} is not among the upstreams")
+        self._raise_refused(known.digest)
+        layer = self._layers.get(known.digest)
+        if layer is None or layer.failure is not None:
+            layer = self._layers[known.digest] = Layer(known)
+            # Before the first await, so that two who ask at once get the same one.
+            layer.opening = asyncio.create_task(self._look_up(layer))
+        if layer.known.diff_id != known.diff_id:
+            text = f"{known.digest}: its diff ID is {layer.known.diff_id}, not {known.diff_id}"
+            raise FillFailed("refused", text)
+        if layer.opening is not None:
+            await asyncio.shield(layer.opening)
+        await self._prove(layer, known)
+        self._filler.quota.touch(LayerKey(known.digest), time.time())
+        return layer
+
+    async def _prove(self, layer: Layer, known: KnownLayer) -> None:
+        """Another upstream's layer image is only for those whose own upstream has the blob too."""
+        if known.upstream in layer.vouched:
+            return
+        if known.upstream == layer.known.upstream and layer.state != "complete":
+            return  # it is being asked for the bytes themselves
+        source = BlobSource(known.upstream, known.repository)
+        try:
+            await self._filler.access.ask(source, known.digest)
+        except RegistryError as error:
+            raise failure_of(error) from None
+        layer.vouched.add(known.upstream)
+        self._note(layer)
+
+    async def _look_up(self, layer: Layer) -> None:
+        """Take over what is on disk, or begin to make it."""
+        try:
+            found = await self._loop.run_in_executor(self._clerk, self._look, layer.known)
+            if found is None:
+                self._enqueue(layer)
+                return
+            record, files = found
+            layer.files = files
+            layer.vouched.update(record.vouched)
+            self._known[layer.known.digest] = record
+            self._account(layer)
+            layer.enter("complete")
+        except Exception as error:
+            logger.exception("layers: %s cannot be opened", layer.known.digest)
+            self._forget(layer)
+            layer.refuse(FillFailed("upstream", f"the layer image cannot be opened: {error}"))
+        finally:
+            layer.opening = None
+
+    def _look(self, known: KnownLayer) -> tuple[LayerRecord, LayerFiles] | None:
+        """In a thread: what is on disk, if it can be believed."""
+        record = self._records.get(known.digest)
+        room = LayerRoom(self._filler, known.digest)
+        files = LayerFiles.open(self._filler.layout, known.digest, room)
+        if files is None:
+            return None
+        believed = record is not None and record.diff_id == known.diff_id
+        if record is not None and believed and files.check() and files.verified:
+            return record, files
+        files.unlink()
+        files.close()
+        return None
+
+    # --- making ---
+
+    def _enqueue(self, layer: Layer) -> None:
+        self._queued.append(layer)
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        """Begin the most urgent layers, of those the largest: it takes longest."""
+        while self._queued and len(self._making) < MOST_AT_ONCE:
+            layer = min(self._queued, key=lambda one: (one.priority, -one.known.size))
+            self._queued.remove(layer)
+            self._making.add(layer)
+            self._start(self._make(layer))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, layer: Layer) -> None:
+        known = layer.known
+        try:
+            blob = await self._arriving(layer)
+            record = self._known[known.digest] = LayerRecord(known.diff_id, used_at=time.time())
+            await self._loop.run_in_executor(self._clerk, self._records.put, known.digest, record)
+            room = LayerRoom(self._filler, known.digest)
+            files = LayerFiles.create(
+                self._filler.layout, known.digest, None, self._settings.extent_size, room
+            )
+        except (FillFailed, OSError) as error:
+            failure = error if isinstance(error, FillFailed) else FillFailed("space", str(error))
+            layer.refuse(failure)
+            self._made(layer)
+            return
+        maker = WholeMaker(layer, blob, files, self._filler, self._threads, self._made)
+        layer.maker = maker
+        maker.start()
+
+    async def _arriving(self, layer: Layer) -> ArrivingBlob:
+        """The layer's bytes: from memory, or from the store where the blob is kept there too."""
+        known = layer.known
+        source = BlobSource(known.upstream, known.repository)
+        priority = min(layer.priority, PREFETCH)
+        filler = self._filler
+        on_disk = known.digest in filler.fills or filler.quota.known(known.digest)
+        if on_disk or self._settings.keep in ("blob", "both"):
+            fill = await filler.open(known.digest, source, known.size)
+            return ArrivingBlob(fill, known.size, None, priority)
+        fill = Fill(
+            known.digest,
+            None,
+            known.size,
+            self._around,
+            self._loop,
+            digested=False,
+            largest_range=self._window.range_size,
+        )
+        fill.add_source(source, 1)
+        filler.carriages[known.upstream].pool.fills.add(fill)
+        self._staged[layer] = fill
+        return ArrivingBlob(fill, known.size, self._window, priority)
+
+    def _made(self, layer: Layer) -> None:
+        """A layer is complete, or will never be."""
+        self._making.discard(layer)
+        layer.maker = None
+        staged = self._staged.pop(layer, None)
+        if staged is not None:
+            self._ending.add(staged)
+        digest = layer.known.digest
+        if layer.failure is None:
+            layer.vouched.add(layer.known.upstream)
+            self._note(layer)
+            logger.info("layer: %s is complete", digest)
+        else:
+            if layer.failure.code == "digest":
+                self._refused[digest] = layer.failure, time.monotonic() + REFUSED_SECONDS
+            self._filler.quota.forget(LayerKey(digest))
+            self._clerk.submit(self._records.delete, digest)
+            self._forget(layer)
+        self._end_fills()
+        self._begin_next()
+
+    def _end_fills(self) -> None:
+        """Close what was staged for layers that need no more of it, once no thread writes to it."""
+        for fill in list(self._ending):
+            if fill.listeners or fill.fetches:
+                continue
+            self._ending.discard(fill)
+            for carriage in self._filler.carriages.values():
+                carriage.pool.fills.discard(fill)
+            if fill.files is not None:
+                fill.files.close()
+
+    # --- use and eviction ---
+
+    def touch(self, layer: Layer) -> None:
+        """The layer image is used now."""
+        now = time.time()
+        self._filler.quota.touch(LayerKey(layer.known.digest), now)
+        record = self._known.get(layer.known.digest)
+        if record is not None and now - record.used_at > TOUCH_SECONDS:
+            self._note(layer)
+
+    def is_complete(self, digest: Digest) -> bool:
+        """Whether the layer image can be mounted without a daemon: all that is kept unopened is."""
+        layer = self._layers.get(digest)
+        return layer is None or layer.state == "complete"
+
+    def pin(self, digest: Digest, pinned: bool) -> bool:
+        """Pin or unpin; False when it is not here."""
+        if not self._filler.quota.pin(LayerKey(digest), pinned):
+            return False
+
+        def store() -> None:
+            record = self._records.get(digest)
+            if record is not None:
+                record.pinned = pinned
+                self._records.put(digest, record)
+
+        record = self._known.get(digest)
+        if record is not None:
+            record.pinned = pinned
+        self._clerk.submit(store)
+        return True
+
+    def evicted(self, digest: Digest) -> None:
+        """Called by the quota, from any thread, before it forgets a layer image."""
+        remove_layer(self._filler.layout, digest)
+        self._clerk.submit(self._records.delete, digest)
+        self._loop.call_soon_threadsafe(self._after_eviction, digest)
+
+    def _after_eviction(self, digest: Digest) -> None:
+        layer = self._layers.get(digest)
+        if layer is not None:
+            layer.evicted = True
+            self._forget(layer)
+
+    def _note(self, layer: Layer) -> None:
+        """Enter a layer image's state into the account and the index."""
+        digest, files = layer.known.digest, layer.files
+        if files is None or layer.evicted or layer.failure is not None:
+            return
+        record = self._known.setdefault(digest, LayerRecord(layer.known.diff_id))
+        record.used_at = time.time()
+        record.vouched = sorted(layer.vouched)
+        record.allocated = files.allocated()
+        self._account(layer)
+        self._clerk.submit(self._records.put, digest, record)
+
+    def _account(self, layer: Layer) -> None:
+        record = self._known[layer.known.digest]
+        self._filler.quota.account(
+            LayerKey(layer.known.digest), record.allocated, record.used_at, pinned=record.pinned
+        )

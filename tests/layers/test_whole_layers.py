@@ -1,0 +1,249 @@
+"""Ordinary layers become layer images while they arrive, and never lie on disk as blobs."""
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from headstart.content.digest import Digest
+from headstart.store.errors import FillFailed
+from tests.doubles.scripted_upstream import Rule
+from tests.faults.reading import read
+from tests.faults.watching import eventually
+from tests.layers.images import REPOSITORY, MadeLayer, gzipped, plain, serve, tar_of, tree, zstd
+from tests.layers.stage import Stage, contents, tree_of
+
+pytestmark = pytest.mark.anyio
+PATIENCE = 60.0
+WINDOW = 96 << 20
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.parametrize("pack", [gzipped, zstd, plain])
+async def test_an_ordinary_layer_can_be_mounted_when_it_is_whole(
+    stage: Stage, tmp_path: Path, pack: Callable[[bytes], MadeLayer]
+) -> None:
+    files = tree(1, 300)
+    image = serve(stage.upstream, [pack(tar_of(files))])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_mountable()
+            assert layer.state == "complete"
+            assert layer.cached.verified
+            with tree_of(layer, tmp_path / "root") as root:
+                assert contents(root) == files
+    digest = image.layers[0].digest
+    assert stage.fetched(digest) == len(image.layers[0].blob)
+    assert not [path for path in stage.files_below("blobs") if path.name.startswith(digest.hex)]
+
+
+async def test_all_layers_of_an_image_stream_together(stage: Stage, tmp_path: Path) -> None:
+    trees = [tree(seed, 40) for seed in range(8)]
+    image = serve(stage.upstream, [gzipped(tar_of(files)) for files in trees])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client:
+            known = await client.chain(image.chains[-1])
+            assert known is not None and known.position == 7
+            layers = [await client.open_layer(layer) for layer in known.layers]
+            for layer in layers:
+                layer.raise_priority("prefetch")
+            for layer, files in zip(layers, trees, strict=True):
+                await layer.wait_complete()
+                with tree_of(layer, tmp_path / layer.layer.digest.hex) as root:
+                    assert contents(root) == files
+
+
+async def test_a_layer_image_is_found_again_after_a_restart_with_the_upstream_down(
+    stage: Stage, tmp_path: Path
+) -> None:
+    files = tree(2, 50)
+    image = serve(stage.upstream, [gzipped(tar_of(files))])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+        await anyio.to_thread.run_sync(stage.mirror.stop)
+        stage.upstream.forget_requests()
+        stage.upstream.add_rule(Rule(close_before_answer=True))
+        await anyio.to_thread.run_sync(stage.mirror.start)
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            await layer.wait_complete()
+            with tree_of(layer, tmp_path / "root") as root:
+                assert contents(root) == files
+    assert stage.upstream.blob_bytes_sent() == 0
+
+
+async def test_a_filler_killed_while_it_makes_a_layer_image_makes_it_anew(
+    stage: Stage, tmp_path: Path
+) -> None:
+    files = tree(3, 100)
+    image = serve(stage.upstream, [gzipped(tar_of(files))])
+    stage.seen(image)
+    slow = stage.upstream.add_rule(Rule(path=str(image.layers[0].digest), rate=1 << 20))
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+
+            def some_is_here() -> bool:
+                return stage.fetched(image.layers[0].digest) >= 500_000
+
+            await anyio.to_thread.run_sync(eventually, some_is_here, PATIENCE, "some is here")
+            os.kill(stage.mirror.process_id("proxy.fill.process"), signal.SIGKILL)
+            slow.rate = None
+            await layer.wait_complete()
+            with tree_of(layer, tmp_path / "root") as root:
+                assert contents(root) == files
+
+
+async def test_a_layer_with_another_diff_id_is_refused_and_then_left_to_ordinary_pulls(
+    stage: Stage,
+) -> None:
+    layer = gzipped(tar_of(tree(4, 20)))
+    image = serve(stage.upstream, [layer], diff_ids=[Digest.of(b"another tar")])
+    stage.seen(image)
+    claimed = Digest.of(b"another tar")
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client:
+            async with stage.opened(client, claimed) as (known, opened):
+                opened.raise_priority("mount")
+                with pytest.raises(FillFailed, match="diff ID") as refused:
+                    await opened.wait_mountable()
+                assert refused.value.code == "digest"
+            with pytest.raises(FillFailed, match="diff ID") as again:
+                await client.chain(claimed)
+            assert again.value.code == "refused"
+            with pytest.raises(FillFailed, match="diff ID"):
+                await client.open_layer(known.layer)
+    assert not stage.files_below("layers")
+
+
+async def test_a_layer_image_is_not_shown_under_another_diff_id_than_its_own(
+    stage: Stage, tmp_path: Path
+) -> None:
+    honest = gzipped(tar_of(tree(5, 20)))
+    image = serve(stage.upstream, [honest])
+    other = serve(stage.upstream, [honest], tag="v2", diff_ids=[Digest.of(b"another")])
+    stage.seen(image)
+    stage.seen(other)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+            with pytest.raises(FillFailed, match="diff ID") as refused:
+                async with stage.opened(client, Digest.of(b"another")):
+                    pass
+            assert refused.value.code == "refused"
+            assert layer.state == "complete", "the honest image is as it was"
+
+
+async def test_a_whole_blob_makes_its_layer_image_without_the_network(
+    stage: Stage, tmp_path: Path
+) -> None:
+    files = tree(6, 60)
+    image = serve(stage.upstream, [gzipped(tar_of(files))])
+    stage.seen(image)
+    digest = image.layers[0].digest
+    target = f"/v2/{REPOSITORY}/blobs/{digest}?ns={stage.upstream.host}"
+    assert read(stage.mirror.port, target).body == image.layers[0].blob
+    sent = stage.fetched(digest)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+            with tree_of(layer, tmp_path / "root") as root:
+                assert contents(root) == files
+    assert stage.fetched(digest) == sent == len(image.layers[0].blob)
+
+
+async def test_a_get_of_a_blob_of_which_only_the_layer_image_is_here_is_a_miss(
+    stage: Stage,
+) -> None:
+    image = serve(stage.upstream, [gzipped(tar_of(tree(7, 30)))])
+    stage.seen(image)
+    digest = image.layers[0].digest
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+    reply = read(stage.mirror.port, f"/v2/{REPOSITORY}/blobs/{digest}?ns={stage.upstream.host}")
+    assert reply.body == image.layers[0].blob
+    assert stage.fetched(digest) == 2 * len(image.layers[0].blob)
+
+
+async def test_a_layer_image_is_listed_and_evicted_by_its_key(stage: Stage, tmp_path: Path) -> None:
+    files = tree(8, 30)
+    image = serve(stage.upstream, [gzipped(tar_of(files))])
+    stage.seen(image)
+    key = f"layer:{image.layers[0].digest}"
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+            listed = await client.call({"type": "cache"})
+            objects = listed["objects"]
+            assert isinstance(objects, list)
+            (mine,) = [entry for entry in objects if entry["digest"] == key]
+            assert mine["allocated"] >= sum(map(len, files.values()))
+            with tree_of(layer, tmp_path / "root") as root:
+                await client.call({"type": "evict", "digest": key})
+                assert not stage.files_below("layers")
+                assert contents(root) == files, "what is mounted stays"
+
+
+async def test_an_upstream_without_the_blob_fails_the_layer_with_its_reason(stage: Stage) -> None:
+    image = serve(stage.upstream, [gzipped(tar_of(tree(9, 5)))])
+    stage.seen(image)
+    stage.upstream.add_rule(Rule(path=str(image.layers[0].digest), status=404))
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            with pytest.raises(FillFailed) as missing:
+                await layer.wait_mountable()
+            assert missing.value.code == "missing"
+        stage.upstream.clear_rules()
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+
+
+async def test_bytes_held_for_a_layer_stay_within_the_window(stage: Stage) -> None:
+    blob = plain(tar_of({"weights": random.Random(10).randbytes(160 << 20)}))
+    image = serve(stage.upstream, [blob])
+    stage.seen(image)
+    filler = stage.mirror.process_id("proxy.fill.process")
+    held = 0
+    with anyio.fail_after(2 * PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            while layer.state != "complete":
+                held = max(held, staged_bytes(filler))
+                await anyio.sleep(0.02)
+                if layer.failure is not None:
+                    raise layer.failure
+    assert 0 < held <= WINDOW + (16 << 20), f"{held >> 20} MiB were held"
+    assert stage.fetched(blob.digest) == len(blob.blob)
+
+
+def staged_bytes(pid: int) -> int:
+    """Bytes of anonymous files that a process has open."""
+    total = 0
+    for descriptor in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            if os.readlink(descriptor.path).startswith("/memfd:headstart-"):
+                total += os.stat(descriptor.path).st_blocks * 512
+        except OSError:
+            continue
+    return total
