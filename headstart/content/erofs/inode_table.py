@@ -117,7 +117,7 @@ class InodeTable:
                 else:
                     known = self._shared.get(child)
                     if known is None:
-                        known = self._add(child)
+                        known = self._shared[child] = self._add(child)
                     nid, file_type = known
             except (Inexpressible, struct.error) as error:
                 assert child is not None

@@ -26,7 +26,7 @@ def read_block(block: bytes) -> Iterator[tuple[bytes, int, int]]:
 @given(
     st.one_of(
         st.sets(NAMES, max_size=60),
-        st.integers(0, 600).map(lambda count: {b"%05d" % number for number in range(count)}),
+        st.integers(0, 600).map(lambda count: {b"%04d" % number for number in range(count)}),
     )
 )
 def test_blocks_hold_all_names_in_order(children: set[bytes]) -> None:
@@ -45,6 +45,13 @@ def test_blocks_hold_all_names_in_order(children: set[bytes]) -> None:
     for block, following in pairwise(blocks):
         next_name = next(read_block(following))[0]
         assert len(block) + 12 + len(next_name) > BLOCK
+
+
+def test_a_block_is_filled_to_its_last_byte() -> None:
+    # 12 bytes and a name of 4: 256 of them are one block.
+    listing = Listing([b"%04d" % number for number in range(600)])
+    sizes = [len(block) for block in listing.encode(range(602), bytes(602))]
+    assert sizes[1] == BLOCK
 
 
 def test_dots_have_no_place_of_their_own() -> None:

@@ -109,6 +109,18 @@ def test_the_superblock_says_what_the_image_is() -> None:
     ]
 
 
+def test_small_directories_and_symlinks_take_no_blocks_of_their_own() -> None:
+    planting = Planting()
+    inodes = 1
+    for number in range(300):
+        below = planting.directory(planting.root, b"%03d" % number)
+        planting.put(below, b"link", special(kind=EntryKind.SYMLINK, target=b"../target"))
+        planting.regular(below, b"file", b"x" * 10)
+        inodes += 3
+    # 96 bytes for a symlink or a file, 160 for such a directory, and the root's own names.
+    assert len(planting.image()) < 120 * inodes + 3 * BLOCK
+
+
 def test_crc32c_of_the_known_word() -> None:
     """The check value of CRC-32C (RFC 3720, B.4 has more), whose last step is an inversion."""
     assert crc32c(b"123456789") ^ 0xFFFFFFFF == 0xE3069283
