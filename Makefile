@@ -6,10 +6,11 @@ BIN := .venv/bin
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help setup run test check bench lock clean
+.PHONY: help setup setup-mount run test check bench lock clean
 
 help:
 	@echo "make setup   .venv with the locked packages; missing system packages"
+	@echo "make setup-mount   the same with what the containerd snapshotter and the mount need"
 	@echo "make run     setup, then the mirror in the foreground with config.yaml"
 	@echo "make test    setup, make check and the whole suite; ARGS='-k name' for a part"
 	@echo "make check   format, lint, types, import contracts"
@@ -19,6 +20,9 @@ help:
 
 setup:
 	@./setup.sh run
+
+setup-mount:
+	@./setup.sh mount
 
 run: setup
 	@exec $(BIN)/headstart --config config.yaml serve $(ARGS)
@@ -44,7 +48,9 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock:
 	@./setup.sh check
 	$(COMPILE) --upgrade --output-file requirements.lock pyproject.toml
-	$(COMPILE) --upgrade --constraints requirements.lock --extra dev --group build-mount \
+	$(COMPILE) --upgrade --constraints requirements.lock --extra mount --group build-mount \
+		--output-file requirements-mount.lock pyproject.toml
+	$(COMPILE) --upgrade --constraints requirements-mount.lock --extra dev --group build-mount \
 		--output-file requirements-dev.lock pyproject.toml
 
 clean:

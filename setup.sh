@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings a Debian or Ubuntu machine to where `make run` (run), `make check` (check), `make test`
-# (test) or `make bench` (bench) work. Says what it installs, installs what is missing only, and
+# (test) or `make bench` (bench) work, or where the mount can be used too (mount). Says what it installs, installs what is missing only, and
 # does nothing the second time. PYTHON=/path/to/python3 chooses the interpreter.
 set -eu
 cd "$(dirname "$0")"
@@ -49,6 +49,10 @@ missing_packages() { # prints the packages that provide what this purpose lacks
     [ -e /usr/include/fuse3/fuse_lowlevel.h ] || echo libfuse3-dev
     [ -e /usr/include/stdio.h ] || echo libc6-dev
     python_headers "$python"
+    for command in gcc pkg-config; do
+        command -v "$command" >/dev/null || echo "$command"
+    done
+    [ "$purpose" != mount ] || return 0
     while read -r command package; do
         command -v "$command" >/dev/null || echo "$package"
     done <<PACKAGES
@@ -72,8 +76,6 @@ mmdebstrap mmdebstrap
 setcap libcap2-bin
 setfattr attr
 fusermount3 fuse3
-gcc gcc
-pkg-config pkg-config
 PACKAGES
     if [ "$purpose" = bench ]; then
         command -v wrk >/dev/null || echo wrk
@@ -114,6 +116,7 @@ check_python() {
 install_project() {
     case $purpose in
         run) lock=requirements.lock ;;
+        mount) lock=requirements-mount.lock ;;
         *) lock=requirements-dev.lock ;;
     esac
     stamp=.venv/installed-from
@@ -123,6 +126,7 @@ install_project() {
         installed=$(cat "$stamp")
         [ "$installed" != "$(key "$lock")" ] || return 0
         [ "$installed" != "$(key requirements-dev.lock)" ] || return 0
+        [ "$lock" != requirements.lock ] || [ "$installed" != "$(key requirements-mount.lock)" ] || return 0
     fi
     say "installing $lock into .venv ($("$python" -V))"
     "$python" -m venv --clear .venv
@@ -136,8 +140,8 @@ install_project() {
 }
 
 case $purpose in
-    run | check | test | bench) ;;
-    *) fail "unknown purpose $purpose; known: run, check, test, bench" ;;
+    run | mount | check | test | bench) ;;
+    *) fail "unknown purpose $purpose; known: run, mount, check, test, bench" ;;
 esac
 install_packages
 check_python

@@ -253,7 +253,7 @@ class Mount(Section):
     root: FilePath = Path("/var/lib/headstart")
     socket: FilePath = Path("/run/headstart/snapshotter.sock")
     mode: Literal["auto", "file", "loop", "tree"] = "auto"
-    read_deadline: PositiveDuration = 300.0
+    read_deadline: Duration = 300.0
     repositories: Annotated[tuple[RepositoryPattern, ...], BeforeValidator(split_list)] = ("*",)
 
 

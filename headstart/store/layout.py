@@ -61,6 +61,10 @@ class Layout:
         """The framing of a layer's tar, until its diff ID is verified."""
         return _beside(self.layer_paths(digest, 1)[0], ".frame")
 
+    def layer_toc_path(self, digest: Digest) -> Path:
+        """What the blob says of itself, until its diff ID is verified."""
+        return _beside(self.layer_paths(digest, 1)[0], ".toc")
+
     def prepare(self) -> None:
         """Create what is missing and check the stamps; one writer at a time calls this.
 

@@ -100,6 +100,10 @@ class Fill:
         """Run a call on the filler's loop; from any thread."""
         self._loop.call_soon_threadsafe(call)
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Run a call on the filler's loop after a while; from the loop."""
+        self._loop.call_later(seconds, call)
+
     # --- size and files ---
 
     @property

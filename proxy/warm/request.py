@@ -1,6 +1,5 @@
 """What a caller may ask for: images, platform, how much of them, how urgently, until when."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -15,6 +14,7 @@ from pydantic import (
 )
 
 from headstart.command.complaint import BadValue, ConfigurationError, complaint, nearest
+from headstart.command.platform import own_platform
 from headstart.content.manifest import Platform
 from headstart.content.reference import ImageReference
 from headstart.content.sizes import format_duration, parse_duration
@@ -28,23 +28,6 @@ ALL_PLATFORMS = "all"
 
 POLICIES = ("auto", "list", "landmark", "all", "none")
 JOB_PRIORITIES = ("warm", "background", "prefetch")
-
-_ARCHITECTURES = {
-    "aarch64": "arm64",
-    "armv6l": "arm/v6",
-    "armv7l": "arm/v7",
-    "i386": "386",
-    "i686": "386",
-    "loongarch64": "loong64",
-    "x86_64": "amd64",
-}
-"""Machine names of Linux (uname) and what images call them (GOARCH), where they differ."""
-
-
-def own_platform(machine: str | None = None) -> Platform:
-    """The platform of this node; ``machine`` as uname says it."""
-    machine = machine or os.uname().machine
-    return Platform.parse(f"linux/{_ARCHITECTURES.get(machine, machine)}")
 
 
 def more_urgent(one: str, other: str) -> bool:

@@ -14,6 +14,7 @@ import zstandard
 from headstart.content.config import chain_ids
 from headstart.content.digest import Digest
 from headstart.content.manifest import OCI_MANIFEST
+from tests.content.estargz.writer import Form, write_layer
 from tests.doubles.scripted_upstream import ScriptedUpstream
 
 REPOSITORY = "team/app"
@@ -108,6 +109,13 @@ def zstd(tar: bytes) -> MadeLayer:
 def plain(tar: bytes) -> MadeLayer:
     """A layer that is not compressed."""
     return MadeLayer(tar, tar, _LAYER)
+
+
+def estargz(tar: bytes, form: Form | None = None) -> MadeLayer:
+    """A layer that can be read before it is whole."""
+    written = write_layer(tar, form or Form(chunk_size=256 << 10))
+    suffix = "+gzip" if written.compression == "gzip" else "+zstd"
+    return MadeLayer(written.blob, written.tar, _LAYER + suffix, written.annotations)
 
 
 def serve(

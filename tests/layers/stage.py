@@ -1,7 +1,7 @@
 """The processes of a test of layer images, and what it does with them."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.content.erofs.mounted import mounted
 from tests.doubles.scripted_upstream import ScriptedUpstream
 from tests.faults.reading import read
 from tests.layers.images import REPOSITORY, ServedImage
-from tests.parts.mirror import Mirror
+from tests.parts.mirror import Mirror, upstream_at
 
 
 @dataclass(slots=True)
@@ -63,6 +63,22 @@ class Stage:
             yield known, layer
         finally:
             client.close(layer)
+
+
+@contextmanager
+def running_stage(
+    directory: Path, *, settings: Mapping[str, Mapping[str, object]] | None = None
+) -> Iterator[Stage]:
+    """A mirror of one scripted upstream; ``settings`` are sections of its configuration."""
+    deadlines = {"deadlines": {"connect": "2s", "first_byte": "5s", "stall": "5s"}}
+    with ScriptedUpstream() as upstream:
+        mirror = Mirror(
+            directory / "mirror",
+            {upstream.host: upstream_at(upstream.url)},
+            settings={"fetch": deadlines, **(settings or {})},
+        )
+        with mirror:
+            yield Stage(mirror, upstream)
 
 
 @contextmanager

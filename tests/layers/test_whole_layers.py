@@ -16,7 +16,7 @@ from tests.doubles.scripted_upstream import Rule
 from tests.faults.reading import read
 from tests.faults.watching import eventually
 from tests.layers.images import REPOSITORY, MadeLayer, gzipped, plain, serve, tar_of, tree, zstd
-from tests.layers.stage import Stage, contents, tree_of
+from tests.layers.stage import Stage, contents, running_stage, tree_of
 
 pytestmark = pytest.mark.anyio
 PATIENCE = 60.0
@@ -247,3 +247,45 @@ def staged_bytes(pid: int) -> int:
         except OSError:
             continue
     return total
+
+
+@pytest.mark.parametrize("keep", ["auto", "blob", "layer", "both"])
+async def test_what_is_kept_of_a_blob_and_its_layer_image_is_for_the_configuration(
+    tmp_path: Path, keep: str
+) -> None:
+    layer = gzipped(tar_of(tree(11, 20)))
+    with running_stage(tmp_path, settings={"cache": {"keep": keep}}) as stage:
+        image = serve(stage.upstream, [layer])
+        stage.seen(image)
+        with anyio.fail_after(PATIENCE):
+            async with stage.client() as client:
+                async with stage.opened(client, image.chains[0]) as (_, opened):
+                    opened.raise_priority("mount")
+                    await opened.wait_complete()
+                blobs = {path.name for path in stage.files_below("blobs")}
+        assert (layer.digest.hex in blobs) is (keep in ("blob", "both"))
+        assert stage.files_below("layers")
+        # Whatever is kept, it was fetched once.
+        assert stage.fetched(layer.digest) == len(layer.blob)
+
+
+async def test_a_pulled_blob_is_not_kept_beside_its_layer_image_where_layers_are_wanted_only(
+    tmp_path: Path,
+) -> None:
+    layer = gzipped(tar_of(tree(12, 20)))
+    with running_stage(tmp_path, settings={"cache": {"keep": "layer"}}) as stage:
+        image = serve(stage.upstream, [layer])
+        stage.seen(image)
+        path = f"/v2/{REPOSITORY}/blobs/{layer.digest}?ns={stage.upstream.host}"
+        assert read(stage.mirror.port, path).body == layer.blob
+        with anyio.fail_after(PATIENCE):
+            async with (
+                stage.client() as client,
+                stage.opened(client, image.chains[0]) as (_, opened),
+            ):
+                opened.raise_priority("mount")
+                await opened.wait_complete()
+                gone = stage.cache / "blobs/sha256" / layer.digest.hex[:2] / layer.digest.hex
+                await anyio.to_thread.run_sync(
+                    eventually, lambda: not gone.exists(), PATIENCE, "the blob is evicted"
+                )

@@ -5,23 +5,27 @@ is kept there too. Wants are set on the filler's loop; threads wait on a conditi
 """
 
 import itertools
-import threading
+from typing import Protocol
 
 from headstart.store.errors import FillFailed
 from headstart.store.geometry import MIB, UNIT_SIZE
 from headstart.store.wire import PRIORITIES
 from proxy.fill.fill import Fill
-from proxy.fill.layers.source import SourceFailed
+from proxy.fill.layers.blob_reading import BlobReading
 from proxy.fill.layers.staging import StagedFiles
 from proxy.fill.parties import Want
 
 SMALLEST_RANGE = 4 * MIB
 """Below this a range costs more in round trips than it saves in memory."""
-LOOK_SECONDS = 5.0
-"""A thread looks for itself so often, should nobody wake it."""
-
 PREFETCH = PRIORITIES.index("prefetch")
 _orders = itertools.count()
+
+
+class Holder(Protocol):
+    """What holds bytes of a blob in memory."""
+
+    def slide(self) -> None:
+        """The window has changed."""
 
 
 class Window:
@@ -31,13 +35,13 @@ class Window:
         """``size`` in bytes, over so many connections."""
         self._size = size
         self.range_size = max(SMALLEST_RANGE, size // connections // MIB * MIB)
-        self._holders: set[ArrivingBlob] = set()
+        self._holders: set[Holder] = set()
 
-    def join(self, holder: "ArrivingBlob") -> None:
+    def join(self, holder: Holder) -> None:
         """One more that holds bytes."""
         self._holders.add(holder)
 
-    def leave(self, holder: "ArrivingBlob") -> None:
+    def leave(self, holder: Holder) -> None:
         """It is done; the others may hold more."""
         self._holders.discard(holder)
         for other in self._holders:
@@ -48,21 +52,18 @@ class Window:
         return max(self._size // max(1, len(self._holders)), 2 * SMALLEST_RANGE)
 
 
-class ArrivingBlob:
+class ArrivingBlob(BlobReading):
     """The bytes of one fill, in stream order; a listener of the fill."""
 
     def __init__(self, fill: Fill, size: int, window: Window | None, priority: int) -> None:
         """Without a ``window`` everything is wanted at once: the blob's files keep it."""
-        self.fill = fill
-        self.size = size
+        super().__init__(fill, size)
         self.priority = priority
         self._window = window
         self._wants: list[Want] = []
         self._wanted = 0
         self._released = 0
         self._given_back = 0
-        self._failure: FillFailed | None = None
-        self._changed = threading.Condition()
         self._sliding = False
         self._closed = False
 
@@ -86,7 +87,7 @@ class ArrivingBlob:
             self.fill.drop_want(want)
         if self._window is not None:
             self._window.leave(self)
-        self._fail(FillFailed("upstream", f"{self.fill.digest}: nobody wants it any more"))
+        self.stop()
 
     def raise_priority(self, priority: int) -> None:
         """Somebody more urgent waits."""
@@ -99,7 +100,7 @@ class ArrivingBlob:
     def slide(self) -> None:
         """Want what has come within the window."""
         self._sliding = False
-        if self._closed or self._failure is not None:
+        if self._closed or self.failure is not None:
             return
         stop = self.size
         if self._window is not None:
@@ -115,63 +116,13 @@ class ArrivingBlob:
             if want in self._wants:
                 self._wants.remove(want)
             if failure is not None:
-                self._fail(failure)
+                self.fail(failure)
 
         want = Want(start, stop, self.priority, True, next(_orders), settle)
         self._wants.append(want)
         self.fill.add_want(want)
 
-    def notify_files(self, fill: Fill) -> None:
-        """The size is known by an answer: it must be what the manifest says."""
-        if fill.size != self.size:
-            text = f"{fill.digest}: has {fill.size} bytes, its manifest says {self.size}"
-            self._fail(FillFailed("protocol", text))
-
-    def notify_arrived(self, fill: Fill) -> None:
-        """Wake the threads."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def notify_refused(self, fill: Fill, failure: FillFailed) -> None:
-        """No more will come."""
-        self._fail(failure)
-
-    def notify_evicted(self, fill: Fill) -> None:
-        """No more will come; what waits has been told why."""
-        self._fail(FillFailed("upstream", f"{fill.digest}: was evicted while it was read"))
-
-    def _fail(self, failure: FillFailed) -> None:
-        with self._changed:
-            self._failure = self._failure or failure
-            self._changed.notify_all()
-
-    # --- in the threads that read ---
-
-    def read_into(self, offset: int, target: memoryview) -> int:
-        """Wait for the byte at ``offset``; how many bytes were put into ``target``.
-
-        Raises SourceFailed.
-        """
-        with self._changed:
-            while True:
-                files = self.fill.files
-                count = files.map.available(offset, len(target)) if files is not None else 0
-                if count or self._failure is not None:
-                    break
-                self._changed.wait(LOOK_SECONDS)
-        if files is None or not count:
-            raise SourceFailed(str(self._failure)) from self._failure
-        try:
-            read = files.read_into(offset, target[:count])
-        except OSError as error:
-            raise SourceFailed(f"{self.fill.digest}: cannot be read back: {error}") from error
-        if not read:
-            raise SourceFailed(f"{self.fill.digest}: ends before byte {offset}")
-        return read
-
-    def stop(self) -> None:
-        """Whoever reads fails: the layer cannot be made for another reason."""
-        self._fail(FillFailed("upstream", f"{self.fill.digest}: nobody reads it any more"))
+    # --- in the thread that reads ---
 
     def release(self, stop: int) -> None:
         """Bytes before ``stop`` are not read again."""

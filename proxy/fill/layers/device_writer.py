@@ -13,18 +13,21 @@ _ZEROS = memoryview(bytes(64 * KIB))
 
 
 class DeviceWriter:
-    """Gathers neighbours to batches; takes the BLAKE3 of extents on the way."""
+    """Gathers neighbours to batches."""
 
-    def __init__(self, files: LayerFiles) -> None:
-        """Nothing written yet."""
+    def __init__(self, files: LayerFiles, digests: "ExtentDigests | None" = None) -> None:
+        """Nothing written yet; ``digests`` are given everything that is written."""
         self._files = files
-        self._digests = ExtentDigests(files.extent_size)
+        self._digests = digests
         self._batch: list[memoryview] = []
         self._start = 0
         self._length = 0
 
     def begin(self, offset: int) -> None:
-        """A file's contents follow, which begin at ``offset``, beyond all before."""
+        """A file's contents follow, which begin at ``offset``, beyond all before.
+
+        Up to a block between them and what is waiting to be written becomes zeros.
+        """
         gap = offset - self._start - self._length
         if self._batch and gap < BLOCK_SIZE and len(self._batch) < MOST_PIECES:
             if gap:
@@ -46,15 +49,11 @@ class DeviceWriter:
         if not self._batch:
             return
         self._files.write(self._start, self._batch)
-        self._digests.wrote(self._start, self._batch)
+        if self._digests is not None:
+            self._digests.wrote(self._start, self._batch)
         self._start += self._length
         self._length = 0
         self._batch = []
-
-    def finish(self, size: int) -> dict[int, bytes]:
-        """Write the rest; the BLAKE3 of the extents of a device of ``size`` bytes."""
-        self.flush()
-        return self._digests.finish(size)
 
 
 class ExtentDigests:

@@ -5,16 +5,17 @@ A file of records, in the order in which they came; little-endian:
 =======  =====  =====================================================================
 offset   bytes  record
 =======  =====  =====================================================================
-0        4      number of the region of the blob
-4        4      twice the number of the part of that region's framing, plus 1 in the
+0        4      number of the member of the blob
+4        4      twice the number of the part of that member's framing, plus 1 in the
                 last one
 8        8      bytes of framing
-16       16     first half of the BLAKE3 of the 16 bytes before and the framing
-32              the framing: of what the region inflates to, all that is in no chunk
+16       16     boot id of the machine when it was written
+32       16     first half of the BLAKE3 of the 32 bytes before and the framing
+48              the framing: of what the member inflates to, all that is in no chunk
 =======  =====  =====================================================================
 
 A record that a crash has left half written does not match its BLAKE3; it and what follows is cut.
-A region counts once its last part is here; parts that begin anew replace those before.
+A member counts once its last part is here; parts that begin anew replace those before.
 """
 
 import os
@@ -26,12 +27,14 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from headstart.store.extent_map import boot_id
 from headstart.store.geometry import MIB
 
-_NUMBERS = struct.Struct("<IIQ")
-_HEAD_SIZE = 32
+_HEAD = struct.Struct("<IIQ16s")
+_CHECKSUM_SIZE = 16
+_HEAD_SIZE = _HEAD.size + _CHECKSUM_SIZE
 PART_SIZE = MIB
-"""The most framing of one region that waits in memory."""
+"""The most framing of one member that waits in memory."""
 
 
 class _Place(NamedTuple):
@@ -40,12 +43,12 @@ class _Place(NamedTuple):
 
 
 class FrameFile:
-    """The framing of the regions that have come; regions may be added by several threads."""
+    """The framing of the members that have come; members may be added by several threads."""
 
     def __init__(
-        self, path: Path, regions: int, reserve: Callable[[int], None] = lambda length: None
+        self, path: Path, members: int, reserve: Callable[[int], None] = lambda length: None
     ) -> None:
-        """Open or make the file of a blob of so many regions; ``reserve`` is told of its growth.
+        """Open or make the file of a blob of so many members; ``reserve`` is told of its growth.
 
         Raises OSError.
         """
@@ -53,75 +56,84 @@ class FrameFile:
         self._reserve = reserve
         self._begun: dict[int, list[_Place]] = {}
         self._whole: dict[int, list[_Place]] = {}
+        self._of_this_boot: set[int] = set()
+        self._boot = boot_id()
         self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            self._stop = self._read_all(regions)
+            self._stop = self._read_all(members)
             os.ftruncate(self._descriptor, self._stop)
         except OSError:
             self.close()
             raise
         self._begun.clear()
 
-    def _read_all(self, regions: int) -> int:
+    def _read_all(self, members: int) -> int:
         """Find the records; where the last right one ends."""
         size = os.fstat(self._descriptor).st_size
         position = 0
         while position + _HEAD_SIZE <= size:
             head = os.pread(self._descriptor, _HEAD_SIZE, position)
-            region, part, length = _NUMBERS.unpack_from(head)
+            member, part, length, boot = _HEAD.unpack_from(head)
             start = position + _HEAD_SIZE
-            if region >= regions or length > min(size - start, 2 * PART_SIZE):
+            if member >= members or length > min(size - start, 2 * PART_SIZE):
                 break
             framing = os.pread(self._descriptor, length, start)
-            if _checksum(head[:16], framing) != head[16:]:
+            if _checksum(head[: _HEAD.size], framing) != head[_HEAD.size :]:
                 break
-            self._note(region, part, _Place(start, length))
+            self._note(member, part, _Place(start, length), boot)
             position = start + length
         return position
 
-    def _note(self, region: int, part: int, place: _Place) -> None:
+    def _note(self, member: int, part: int, place: _Place, boot: bytes) -> None:
         if part < 2:
-            self._begun[region] = []
-        places = self._begun.get(region)
+            self._begun[member] = []
+        places = self._begun.get(member)
         if places is None or len(places) != part >> 1:
             return
         places.append(place)
         if part & 1:
-            self._whole[region] = self._begun.pop(region)
+            self._whole[member] = self._begun.pop(member)
+            if boot == self._boot:
+                self._of_this_boot.add(member)
 
-    def __contains__(self, region: int) -> bool:
-        """Whether the framing of a region is here."""
-        return region in self._whole
+    def __contains__(self, member: int) -> bool:
+        """Whether the framing of a member is here."""
+        return member in self._whole
 
-    def length(self, region: int) -> int:
-        """Bytes of a region's framing, which is here."""
-        return sum(place.length for place in self._whole[region])
+    def of_this_boot(self, member: int) -> bool:
+        """Whether it came in this boot: what was written to other files before it is there too."""
+        return member in self._of_this_boot
+
+    def length(self, member: int) -> int:
+        """Bytes of a member's framing, which is here."""
+        return sum(place.length for place in self._whole[member])
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
         return self._stop
 
-    def begin(self, region: int) -> "RegionFraming":
-        """Take the framing of a region, by one thread."""
-        return RegionFraming(self, region)
+    def begin(self, member: int) -> "MemberFraming":
+        """Take the framing of a member, by one thread."""
+        return MemberFraming(self, member)
 
-    def write(self, region: int, part: int, framing: bytes) -> None:
+    def write(self, member: int, part: int, framing: bytes) -> None:
         """Append a record; ``part`` as in the record. Raises OSError."""
-        numbers = _NUMBERS.pack(region, part, len(framing))
-        record = memoryview(b"".join((numbers, _checksum(numbers, framing), framing)))
+        head = _HEAD.pack(member, part, len(framing), self._boot)
+        record = memoryview(b"".join((head, _checksum(head, framing), framing)))
         with self._lock:
             self._reserve(len(record))
             written = 0
             while written < len(record):
                 written += os.pwrite(self._descriptor, record[written:], self._stop + written)
-            self._note(region, part, _Place(self._stop + _HEAD_SIZE, len(framing)))
+            place = _Place(self._stop + _HEAD_SIZE, len(framing))
+            self._note(member, part, place, self._boot)
             self._stop += len(record)
 
-    def read(self, region: int, offset: int, length: int) -> bytes:
-        """Framing of a region from ``offset`` on, at most ``length`` bytes. Raises OSError."""
-        for place in self._whole[region]:
+    def read(self, member: int, offset: int, length: int) -> bytes:
+        """Framing of a member from ``offset`` on, at most ``length`` bytes. Raises OSError."""
+        for place in self._whole[member]:
             if offset >= place.length:
                 offset -= place.length
                 continue
@@ -139,13 +151,13 @@ class FrameFile:
             self._descriptor = -1
 
 
-class RegionFraming:
-    """The framing of one region, piece by piece."""
+class MemberFraming:
+    """The framing of one member, piece by piece."""
 
-    def __init__(self, file: FrameFile, region: int) -> None:
+    def __init__(self, file: FrameFile, member: int) -> None:
         """Made by :meth:`FrameFile.begin`."""
         self._file = file
-        self._region = region
+        self._member = member
         self._part = 0
         self._waiting = bytearray()
 
@@ -156,14 +168,14 @@ class RegionFraming:
         self._waiting += piece
 
     def finish(self) -> None:
-        """That was all of it; from now on the region's framing is here. Raises OSError."""
+        """That was all of it; from now on the member's framing is here. Raises OSError."""
         self._flush(last=True)
 
     def _flush(self, *, last: bool) -> None:
-        self._file.write(self._region, self._part << 1 | last, bytes(self._waiting))
+        self._file.write(self._member, self._part << 1 | last, bytes(self._waiting))
         self._waiting.clear()
         self._part += 1
 
 
-def _checksum(numbers: bytes, framing: bytes) -> bytes:
-    return blake3(numbers + framing).digest()[:16]
+def _checksum(head: bytes, framing: bytes) -> bytes:
+    return blake3(head + framing).digest()[:_CHECKSUM_SIZE]

@@ -28,6 +28,8 @@ class LayerWant:
     stop: int | None
     priority: int
     settle: Callable[[FillFailed | None], None]
+    asked: bool = False
+    """Whether the maker has asked for its bytes."""
 
 
 class LayerListener(Protocol):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from headstart.content.digest import Digest
+from headstart.content.estargz.announced import announced_toc
+from headstart.content.layer.errors import LayerRefused
 from headstart.registry.errors import RegistryError
 from headstart.store.errors import FillFailed
 from headstart.store.index import Index
@@ -26,9 +28,12 @@ from proxy.fill.layers.chains import Chains
 from proxy.fill.layers.layer import Layer
 from proxy.fill.layers.layer_files import LayerFiles
 from proxy.fill.layers.layer_records import LayerRecord, LayerRecords
+from proxy.fill.layers.lazy import LazyMaker
+from proxy.fill.layers.planning import KeptReads
 from proxy.fill.layers.room import LayerRoom
+from proxy.fill.layers.scattered import ScatteredBlob
 from proxy.fill.layers.staging import StagingSurroundings
-from proxy.fill.layers.stored_layers import remove_layer
+from proxy.fill.layers.stored_layers import remove_layer, usable_stripes
 from proxy.fill.layers.whole import WholeMaker
 from proxy.fill.parties import BlobSource
 
@@ -56,6 +61,31 @@ class LayerSettings:
     extent_size: int
 
 
+def is_chunked(known: KnownLayer) -> bool:
+    """Whether the layer's descriptor announces a TOC under which it may be mounted early."""
+    try:
+        return announced_toc(known.annotations, known.size) is not None
+    except LayerRefused as error:
+        logger.warning("layer: %s is taken for an ordinary one: %s", known.digest, error)
+        return False
+
+
+class _Store:
+    """Where the files of one layer image are made."""
+
+    def __init__(self, filler: Filler, digest: Digest, extent_size: int) -> None:
+        self._filler = filler
+        self._digest = digest
+        self.extent_size = extent_size
+        self.stripes = usable_stripes(filler.layout)
+
+    def create(self, size: int | None) -> LayerFiles:
+        """New files for a data device of ``size`` bytes. Raises OSError."""
+        room = LayerRoom(self._filler, self._digest)
+        layout = self._filler.layout
+        return LayerFiles.create(layout, self._digest, size, self.extent_size, room)
+
+
 class Layers:
     """Everything about layer images on this node."""
 
@@ -77,6 +107,7 @@ class Layers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._around = StagingSurroundings(filler, settings.extent_size)
         self._threads = ThreadPoolExecutor(2 * MOST_AT_ONCE, thread_name_prefix="layer")
+        self._openers = ThreadPoolExecutor(2, thread_name_prefix="layer-opener")
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="layer-index")
         self._loop = asyncio.get_running_loop()
 
@@ -97,7 +128,8 @@ class Layers:
         for layer in list(self._layers.values()):
             if layer.maker is not None:
                 layer.maker.close()
-        await self._loop.run_in_executor(None, self._threads.shutdown)
+        for threads in (self._threads, self._openers):
+            await self._loop.run_in_executor(None, threads.shutdown)
         for layer in self._layers.values():
             if layer.files is not None:
                 layer.files.close()
@@ -186,16 +218,16 @@ class Layers:
     async def _look_up(self, layer: Layer) -> None:
         """Take over what is on disk, or begin to make it."""
         try:
-            found = await self._loop.run_in_executor(self._clerk, self._look, layer.known)
-            if found is None:
+            found = await self._loop.run_in_executor(self._openers, self._look, layer.known)
+            if found is not None:
+                record, layer.files = found
+                layer.vouched.update(record.vouched)
+                self._known[layer.known.digest] = record
+                self._account(layer)
+            if layer.files is not None and layer.files.verified:
+                layer.enter("complete")
+            else:
                 self._enqueue(layer)
-                return
-            record, files = found
-            layer.files = files
-            layer.vouched.update(record.vouched)
-            self._known[layer.known.digest] = record
-            self._account(layer)
-            layer.enter("complete")
         except Exception as error:
             logger.exception("layers: %s cannot be opened", layer.known.digest)
             self._forget(layer)
@@ -210,8 +242,8 @@ class Layers:
         files = LayerFiles.open(self._filler.layout, known.digest, room)
         if files is None:
             return None
-        believed = record is not None and record.diff_id == known.diff_id
-        if record is not None and believed and files.check() and files.verified:
+        same = record is not None and record.diff_id == known.diff_id and files.check()
+        if record is not None and same and (files.verified or is_chunked(known)):
             return record, files
         files.unlink()
         files.close()
@@ -229,6 +261,7 @@ class Layers:
             layer = min(self._queued, key=lambda one: (one.priority, -one.known.size))
             self._queued.remove(layer)
             self._making.add(layer)
+            self._filler.quota.busy(LayerKey(layer.known.digest), 1)
             self._start(self._make(layer))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -239,32 +272,59 @@ class Layers:
     async def _make(self, layer: Layer) -> None:
         known = layer.known
         try:
-            blob = await self._arriving(layer)
-            record = self._known[known.digest] = LayerRecord(known.diff_id, used_at=time.time())
-            await self._loop.run_in_executor(self._clerk, self._records.put, known.digest, record)
-            room = LayerRoom(self._filler, known.digest)
-            files = LayerFiles.create(
-                self._filler.layout, known.digest, None, self._settings.extent_size, room
-            )
+            fill, window = await self._source(layer)
+            if layer.files is None:
+                record = self._known[known.digest] = LayerRecord(known.diff_id)
+                record.used_at = time.time()
+                await self._loop.run_in_executor(
+                    self._clerk, self._records.put, known.digest, record
+                )
+            layer.maker = self._maker(layer, fill, window)
         except (FillFailed, OSError) as error:
             failure = error if isinstance(error, FillFailed) else FillFailed("space", str(error))
             layer.refuse(failure)
             self._made(layer)
             return
-        maker = WholeMaker(layer, blob, files, self._filler, self._threads, self._made)
-        layer.maker = maker
-        maker.start()
+        layer.maker.start()
 
-    async def _arriving(self, layer: Layer) -> ArrivingBlob:
-        """The layer's bytes: from memory, or from the store where the blob is kept there too."""
+    def _maker(self, layer: Layer, fill: Fill, window: Window | None) -> WholeMaker | LazyMaker:
+        known, filler = layer.known, self._filler
+        store = _Store(filler, known.digest, self._settings.extent_size)
+        if is_chunked(known):
+            source = BlobSource(known.upstream, known.repository)
+            scattered = ScatteredBlob(fill, known.size, source)
+            scattered.readmit = self._readmit
+            return LazyMaker(
+                layer,
+                scattered,
+                KeptReads(filler.layout.layer_toc_path(known.digest)),
+                layer.files,
+                store,
+                self._window,
+                filler.settings.on_demand_size,
+                filler.settings.request_size,
+                filler,
+                self._threads,
+                self._made,
+            )
+        blob = ArrivingBlob(fill, known.size, window, min(layer.priority, PREFETCH))
+        return WholeMaker(layer, blob, store.create(None), filler, self._threads, self._made)
+
+    def _readmit(self, fill: Fill, source: BlobSource) -> None:
+        """Ask a source again that was dropped because it failed."""
+        if source not in fill.sources:
+            fill.refusal = None
+            fill.add_source(source, 1)
+        self._filler.carriages[source.upstream].pool.fills.add(fill)
+
+    async def _source(self, layer: Layer) -> tuple[Fill, Window | None]:
+        """The blob's fill: in memory, or in the store where the blob is kept there too."""
         known = layer.known
         source = BlobSource(known.upstream, known.repository)
-        priority = min(layer.priority, PREFETCH)
         filler = self._filler
         on_disk = known.digest in filler.fills or filler.quota.known(known.digest)
         if on_disk or self._settings.keep in ("blob", "both"):
-            fill = await filler.open(known.digest, source, known.size)
-            return ArrivingBlob(fill, known.size, None, priority)
+            return await filler.open(known.digest, source, known.size), None
         fill = Fill(
             known.digest,
             None,
@@ -274,10 +334,9 @@ class Layers:
             digested=False,
             largest_range=self._window.range_size,
         )
-        fill.add_source(source, 1)
-        filler.carriages[known.upstream].pool.fills.add(fill)
+        self._readmit(fill, source)
         self._staged[layer] = fill
-        return ArrivingBlob(fill, known.size, self._window, priority)
+        return fill, self._window
 
     def _made(self, layer: Layer) -> None:
         """A layer is complete, or will never be."""
@@ -287,18 +346,42 @@ class Layers:
         if staged is not None:
             self._ending.add(staged)
         digest = layer.known.digest
+        self._filler.quota.busy(LayerKey(digest), -1)
         if layer.failure is None:
             layer.vouched.add(layer.known.upstream)
             self._note(layer)
+            self._retain(digest)
             logger.info("layer: %s is complete", digest)
         else:
-            if layer.failure.code == "digest":
-                self._refused[digest] = layer.failure, time.monotonic() + REFUSED_SECONDS
-            self._filler.quota.forget(LayerKey(digest))
-            self._clerk.submit(self._records.delete, digest)
-            self._forget(layer)
+            self._drop(layer, layer.failure)
         self._end_fills()
         self._begin_next()
+
+    def _drop(self, layer: Layer, failure: FillFailed) -> None:
+        """Forget a layer that cannot go on; what is right of it is kept for the next try."""
+        digest = layer.known.digest
+        wrong = failure.code == "digest"
+        if wrong:
+            self._refused[digest] = failure, time.monotonic() + REFUSED_SECONDS
+        if layer.files is not None:
+            if wrong:
+                layer.files.unlink()
+            layer.files.close()
+        if wrong or layer.files is None:
+            self._filler.quota.forget(LayerKey(digest))
+            self._clerk.submit(self._records.delete, digest)
+        self._forget(layer)
+
+    def _retain(self, digest: Digest) -> None:
+        """Of a blob and its layer image, let go of what ``cache.keep`` does not want first."""
+        quota = self._filler.quota
+        match self._settings.keep:
+            case "auto":
+                quota.touch(digest, 0.0)
+            case "blob":
+                quota.touch(LayerKey(digest), 0.0)
+            case "layer":
+                quota.evict(digest)
 
     def _end_fills(self) -> None:
         """Close what was staged for layers that need no more of it, once no thread writes to it."""

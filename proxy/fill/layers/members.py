@@ -1,23 +1,30 @@
-"""Writes the compressed members of an eStargz or zstd:chunked layer as they come, in any order.
+"""Writes the members of an eStargz or zstd:chunked layer as they come, in any order.
 
 Each chunk is held against its chunkDigest; the blocks of which every chunk is verified are
 published. What is no file's contents goes to the framing.
 """
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from hashlib import sha256
 
 import deflate
 
-from headstart.content.digest import Digest
+from headstart.content.estargz.chunks import Member
+from headstart.content.estargz.toc import Toc
 from headstart.content.layer.caps import DEFAULT_CAPS, LayerCaps
 from headstart.content.layer.errors import LayerRefused
+from headstart.content.layer.inode import Inode
+from headstart.content.layer.names import shown
 from headstart.store.geometry import MIB
-from proxy.fill.layers.framing import FrameFile, RegionFraming
+from headstart.store.layer_map import BLOCK_SIZE
+from proxy.fill.layers.device_writer import DeviceWriter
+from proxy.fill.layers.framing import FrameFile, MemberFraming
 from proxy.fill.layers.inflating import PIECE_SIZE, inflate
 from proxy.fill.layers.layer_files import LayerFiles
-from proxy.fill.layers.regions import Region, Regions
+from proxy.fill.layers.ready_blocks import gaps, ready_blocks
 from proxy.fill.layers.source import CompressedBytes, SourceFailed
 
 LARGEST_AT_ONCE = 8 * MIB
@@ -27,98 +34,112 @@ _GZIP_TRAILER = 8
 
 
 class MemberWriter:
-    """Brings a layer's regions to its files; different regions in different threads at once."""
+    """Brings a layer's members to its files; different members in different threads at once."""
 
     def __init__(
         self,
         source: CompressedBytes,
-        regions: Regions,
-        compression: str,
+        toc: Toc,
         files: LayerFiles,
         *,
         caps: LayerCaps = DEFAULT_CAPS,
-        name_of: Callable[[int], str] = "chunk {}".format,
     ) -> None:
-        """``compression``: ``gzip`` or ``zstd``; ``name_of`` names a chunk's file in errors.
+        """``files`` were created for ``toc.device_size`` bytes.
 
         Goes on where an earlier one ended on the same files. Raises OSError.
         """
-        self.regions = regions
+        self.toc = toc
+        self.chunks = toc.chunks
         self.files = files
         self._source = source
-        self._compression = compression
-        self._name_of = name_of
         self._lock = threading.Lock()
         self._taken: set[int] = set()
         self._framing_left = caps.expanded_limit(source.size)
-        self.frame = FrameFile(files.frame_path, len(regions.regions), files.count)
-        chunks = regions.chunks
-        self._verified = bytearray(len(chunks))
-        begun = files.map is not None and files.map.present() > 0
-        for number, chunk in enumerate(chunks if begun else ()):
-            here = files.available(chunk.device_offset, chunk.size)
-            self._verified[number] = here >= chunk.size
-        for start, stop in regions.gaps(files.size):
+        self._starts = array("Q", (self.chunks.member(n).start for n in range(self.chunks.members)))
+        self.frame = FrameFile(files.frame_path, self.chunks.members, files.count)
+        self._verified = bytearray(len(self.chunks))
+        if files.map is not None and files.map.present():
+            self._find_verified()
+        for start, stop in gaps(self.chunks, files.size):
             self._publish(start, stop)
 
     # --- what is here ---
 
-    def done(self, region: int) -> bool:
-        """Whether all chunks of a region are published, and its framing is kept."""
-        return region in self.frame and all(
-            self._verified[number] for number in self.regions.regions[region].chunks
-        )
+    def _find_verified(self) -> None:
+        """Which chunks an earlier writer has brought."""
+        for number in range(len(self.chunks)):
+            # A member's framing comes after its chunks; a block that two of them share may still
+            # wait for the other one's, and so be no proof.
+            chunk = self.chunks.chunk(number)
+            self._verified[number] = (
+                self.frame.of_this_boot(self.chunks.member_of(number))
+                or self.files.available(chunk.device_offset, chunk.size) >= chunk.size
+            )
+
+    def verified(self, chunk: int) -> bool:
+        """Whether a chunk has been written and held against its digest."""
+        return bool(self._verified[chunk])
+
+    def done(self, member: int) -> bool:
+        """Whether all chunks of a member are published, and its framing is kept."""
+        if member not in self.frame:
+            return False
+        numbers = self.chunks.member(member).chunks
+        return self._verified.count(1, numbers.start, numbers.stop) == len(numbers)
 
     def missing(self) -> Iterator[int]:
-        """The regions that are not done, in the blob's order."""
-        return (region for region in range(len(self.regions.regions)) if not self.done(region))
+        """The members that are not done, in the blob's order."""
+        return (member for member in range(self.chunks.members) if not self.done(member))
 
-    # --- bringing a region ---
+    def members_covering(self, device_start: int, device_stop: int) -> list[int]:
+        """The members that these bytes of the data device wait for, in the blob's order."""
+        first = device_start // BLOCK_SIZE * BLOCK_SIZE
+        stop = -(-device_stop // BLOCK_SIZE) * BLOCK_SIZE
+        numbers = self.chunks.chunks_covering(first, stop)
+        return sorted({self.chunks.member_of(number) for number in numbers})
 
-    def write(self, region: int) -> bool:
-        """Inflate, verify and write a region; False when it is done already or another thread's.
+    def members_within(self, start: int, stop: int) -> range:
+        """The members that lie whole within bytes ``start`` to ``stop`` of the blob."""
+        first = bisect_left(self._starts, start)
+        last = bisect_left(self._starts, stop)
+        if last > first and self.chunks.member(last - 1).stop > stop:
+            last -= 1
+        return range(first, last)
+
+    # --- bringing a member ---
+
+    def write(self, member: int) -> bool:
+        """Inflate, verify and write a member; False when it is done already or another thread's.
 
         Blocks until its compressed bytes are here. Raises LayerRefused, SourceFailed, OSError.
         """
         with self._lock:
-            if region in self._taken or self.done(region):
+            if member in self._taken or self.done(member):
                 return False
-            self._taken.add(region)
+            self._taken.add(member)
         try:
-            self._bring(region)
+            receiver = _MemberReceiver(self, member)
+            for piece in self._inflated(self.chunks.member(member)):
+                receiver.take(piece)
+            receiver.finish()
         finally:
             with self._lock:
-                self._taken.discard(region)
+                self._taken.discard(member)
         return True
 
-    def _bring(self, number: int) -> None:
-        region = self.regions.regions[number]
-        receiver = _RegionReceiver(self, region, self.frame.begin(number))
-        for piece in self._inflated(region):
-            receiver.take(piece)
-        receiver.finish()
-
-    def verified(self, number: int) -> bool:
-        """Whether a chunk has been written and held against its digest."""
-        return bool(self._verified[number])
-
-    def name_of(self, number: int) -> str:
-        """Which file a chunk belongs to."""
-        return self._name_of(number)
-
     def count_framing(self, length: int) -> None:
-        """Bound what the framing of all regions takes. Raises LayerRefused."""
+        """Bound what the framing of all members takes. Raises LayerRefused."""
         with self._lock:
             self._framing_left -= length
             if self._framing_left < 0:
                 raise LayerRefused("it expands to more than a layer may")
 
     def publish_chunks(self, numbers: list[int]) -> None:
-        """Chunks have been written and verified: show readers the blocks that are whole by them."""
+        """Chunks have been written and verified: show readers the blocks that are ready by them."""
         with self._lock:
             for number in numbers:
                 self._verified[number] = 1
-            runs = self.regions.ready_blocks(numbers, self._verified)
+            runs = ready_blocks(self.chunks, numbers, self._verified)
         for start, stop in runs:
             self._publish(start, stop)
 
@@ -128,119 +149,131 @@ class MemberWriter:
 
     # --- compressed bytes ---
 
-    def _inflated(self, region: Region) -> Iterator[memoryview]:
-        if self._compression == "gzip" and region.stop - region.start <= LARGEST_AT_ONCE:
-            compressed = self._read(region.start, region.stop)
-            at_once = _inflate_member(compressed)
+    def _inflated(self, member: Member) -> Iterator[memoryview]:
+        compression = self.toc.location.compression
+        if compression == "gzip" and member.stop - member.start <= LARGEST_AT_ONCE:
+            compressed = self._read(member.start, member.stop)
+            at_once = inflate_member(compressed)
             if at_once is not None:
                 return iter((memoryview(at_once),))
-            pieces: Iterator[memoryview] = iter((compressed,))
+            pieces: Iterator[memoryview] = iter((memoryview(compressed),))
         else:
-            starts = range(region.start, region.stop, PIECE_SIZE)
-            pieces = (self._read(start, min(start + PIECE_SIZE, region.stop)) for start in starts)
-        return map(memoryview, inflate(self._compression, pieces))
+            starts = range(member.start, member.stop, PIECE_SIZE)
+            pieces = (
+                memoryview(self._read(start, min(start + PIECE_SIZE, member.stop)))
+                for start in starts
+            )
+        return map(memoryview, inflate(compression, pieces))
 
-    def _read(self, start: int, stop: int) -> memoryview:
-        target = memoryview(bytearray(stop - start))
-        filled = 0
-        while filled < len(target):
-            count = self._source.read_into(start + filled, target[filled:])
-            if count <= 0:
-                raise SourceFailed(f"the blob ends at byte {start + filled}")
-            filled += count
-        return target
+    def _read(self, start: int, stop: int) -> bytearray:
+        read = bytearray(stop - start)
+        with memoryview(read) as target:
+            filled = 0
+            while filled < len(target):
+                count = self._source.read_into(start + filled, target[filled:])
+                if count <= 0:
+                    raise SourceFailed(f"the blob ends at byte {start + filled}")
+                filled += count
+        return read
 
     def close(self) -> None:
         """Close the framing; the files are their owner's."""
         self.frame.close()
 
 
-class _RegionReceiver:
-    """Takes what a region inflates to: framing, chunk, framing, chunk ..."""
+class _MemberReceiver:
+    """Takes what a member inflates to: framing, chunk, framing, chunk ..."""
 
-    def __init__(self, writer: MemberWriter, region: Region, framing: RegionFraming) -> None:
+    def __init__(self, writer: MemberWriter, member: int) -> None:
         self._writer = writer
-        self._framing = framing
-        self._waiting = itertools.chain(region.chunks)
-        self._position = 0
-        self._chunk = -1
-        self._from = 1 << 62
-        self._to = 1 << 62
-        self._hasher = Digest.of(b"").hasher()
+        self._framing: MemberFraming = writer.frame.begin(member)
+        self._device = DeviceWriter(writer.files)
+        self._spans = writer.chunks.spans(member)
         self._finished: list[int] = []
+        self._position = 0
         self._next()
 
     def _next(self) -> None:
-        """The next chunk is waited for, or the end."""
-        number = next(self._waiting, -1)
-        self._chunk = number
-        if number < 0:
-            self._from = self._to = 1 << 62
-            return
-        chunk = self._writer.regions.chunks[number]
-        self._from = chunk.inner_offset
-        self._to = chunk.inner_offset + chunk.size
-        self._hasher = Digest.parse(chunk.digest).hasher()
+        """What follows: a chunk, or framing."""
+        self._span = next(self._spans)
+        number = self._span.chunk
+        self._unwanted = number is not None and self._writer.verified(number)
+        if number is not None:
+            self._hasher = sha256()
+            if self._unwanted:
+                # Nothing may be put between its neighbours.
+                self._device.flush()
+            else:
+                self._device.begin(self._writer.chunks.chunk(number).device_offset)
 
     def take(self, piece: memoryview) -> None:
         """The next uncompressed bytes. Raises LayerRefused, OSError."""
         done, length = 0, len(piece)
         while done < length:
-            if self._position < self._from:
-                count = min(length - done, self._from - self._position, PIECE_SIZE)
-                self._writer.count_framing(count)
-                self._framing.add(piece[done : done + count])
-            else:
-                count = min(length - done, self._to - self._position)
-                self._write(piece[done : done + count])
+            span = self._span
+            count = length - done
+            if span.stop is not None:
+                count = min(count, span.stop - self._position)
+            given = piece[done : done + count]
+            if span.chunk is None:
+                self._take_framing(given)
+            elif not self._unwanted:
+                self._hasher.update(given)
+                self._device.add(given)
             done += count
             self._position += count
-            while self._position == self._to:
-                self._end_chunk()
+            if self._position == span.stop:
+                self._end_span()
+        self._device.flush()
 
-    def _write(self, payload: memoryview) -> None:
-        if self._writer.verified(self._chunk):
-            return
-        self._hasher.update(payload)
-        chunk = self._writer.regions.chunks[self._chunk]
-        offset = chunk.device_offset + self._position - self._from
-        self._writer.files.write(offset, [payload])
+    def _take_framing(self, given: memoryview) -> None:
+        self._writer.count_framing(len(given))
+        for start in range(0, len(given), PIECE_SIZE):
+            self._framing.add(given[start : start + PIECE_SIZE])
 
-    def _end_chunk(self) -> None:
-        number = self._chunk
-        if not self._writer.verified(number):
-            chunk = self._writer.regions.chunks[number]
-            algorithm = chunk.digest.partition(":")[0]
-            if f"{algorithm}:{self._hasher.hexdigest()}" != chunk.digest:
+    def _end_span(self) -> None:
+        number = self._span.chunk
+        if number is not None and not self._unwanted:
+            chunk = self._writer.chunks.chunk(number)
+            if self._hasher.digest() != chunk.digest:
+                name = file_at(self._writer.toc.tree.root, chunk.device_offset)
                 raise LayerRefused(
-                    f"the bytes of {self._writer.name_of(number)} at {chunk.inner_offset} of the"
-                    f" member at {chunk.start} do not have its chunkDigest {chunk.digest}"
+                    f"the bytes of {shown(name)} in the member at {chunk.start} of its blob"
+                    f" do not have their chunkDigest sha256:{chunk.digest.hex()}"
                 )
             self._finished.append(number)
         self._next()
 
     def finish(self) -> None:
         """All has come. Raises LayerRefused when a chunk has not, OSError."""
-        if self._chunk >= 0:
-            raise LayerRefused(
-                f"a compressed member ends before the bytes of {self._writer.name_of(self._chunk)}"
-            )
+        if self._span.stop is not None:
+            raise LayerRefused("a member of its blob ends in or before a chunk that it should have")
         self._writer.publish_chunks(self._finished)
         self._framing.finish()
 
 
-def _inflate_member(compressed: memoryview) -> bytearray | None:
+def inflate_member(compressed: bytes | bytearray) -> bytearray | None:
     """What a single, not too large gzip member inflates to; None: it is to be streamed."""
-    stored = bytes(compressed)
-    if len(stored) < _GZIP_TRAILER or stored.find(_GZIP, 1) > 0:
+    if len(compressed) < _GZIP_TRAILER or compressed.find(_GZIP, 1) > 0:
         # It may be two members, of which libdeflate would tell the first one only.
         return None
-    size = int.from_bytes(stored[-4:], "little")
+    size = int.from_bytes(compressed[-4:], "little")
     if size > LARGEST_AT_ONCE:
         return None
     try:
-        inflated: bytearray = deflate.gzip_decompress(stored, size)
+        inflated: bytearray = deflate.gzip_decompress(compressed, size)
     except deflate.DeflateError:
         # Damage, or something at its end: streaming tells.
         return None
     return inflated if len(inflated) == size else None
+
+
+def file_at(root: Inode, device_offset: int) -> bytes:
+    """The path of the file whose contents are at a byte of the data device; for messages."""
+    waiting = [(b"", root)]
+    while waiting:
+        path, inode = waiting.pop()
+        if inode.size and inode.offset <= device_offset < inode.offset + inode.size:
+            return path.lstrip(b"/")
+        waiting.extend((path + b"/" + name, child) for name, child in inode.children.items())
+    return b"a file that another one has replaced"

@@ -16,7 +16,7 @@ from headstart.content.layer.errors import LayerRefused
 from headstart.content.layer.placement import Placement
 from headstart.content.layer.tar import TarParser
 from headstart.content.layer.tree import LayerTree
-from proxy.fill.layers.device_writer import DeviceWriter
+from proxy.fill.layers.device_writer import DeviceWriter, ExtentDigests
 from proxy.fill.layers.flow import Channel, Flow, Stopped
 from proxy.fill.layers.inflating import MAGIC_SIZE, PIECE_SIZE, compression_of, inflate
 from proxy.fill.layers.layer_files import LayerFiles
@@ -165,7 +165,8 @@ class _Making:
     def _parse_and_write(self) -> None:
         tree = LayerTree(self._caps)
         placement = Placement(self._files.extent_size, self._files.stripes)
-        writer = DeviceWriter(self._files)
+        digests = ExtentDigests(self._files.extent_size)
+        writer = DeviceWriter(self._files, digests)
         parser = TarParser(self._caps)
         pieces = self._parsed.items(lambda: check_cancelled(self._cancelled))
         meta = b""
@@ -185,7 +186,7 @@ class _Making:
                 pass
         self._flow.join()
         self._judge()
-        self._files.finish(size, writer.finish(size))
+        self._files.finish(size, digests.finish(size))
         self._files.write_meta(meta)
         self._files.mark_verified()
 

@@ -11,7 +11,7 @@ from headstart.store.layout import STAMP, Layout
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".map", "", ".meta", ".frame", ".map.new", ".meta.new")
+_SUFFIXES = (".map", "", ".meta", ".frame", ".toc", ".map.new", ".meta.new", ".toc.new")
 """Of all files of a layer image; the map first, without which the others count for nothing."""
 
 

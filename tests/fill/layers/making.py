@@ -11,6 +11,7 @@ from headstart.content.digest import Digest
 from headstart.content.layer.caps import DEFAULT_CAPS, LayerCaps
 from headstart.store.cached_layer import CachedLayer
 from headstart.store.geometry import MIB, UNIT_SIZE
+from headstart.store.layer_map import LayerStripeMap
 from headstart.store.layout import Layout
 from proxy.fill.layers.layer_files import NO_ACCOUNT, LayerFiles, Room
 from proxy.fill.layers.ordinary import make_ordinary
@@ -178,3 +179,11 @@ def left_over(layout: Layout) -> list[Path]:
 def layer_threads() -> list[str]:
     """The threads of layers that run."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("layer-")]
+
+
+def reboot(layout: Layout, digest: Digest) -> None:
+    """Have the maps of a layer image say that they were written in another boot."""
+    for path in layout.layer_paths(digest, len(layout.stripes)):
+        stripe_map = LayerStripeMap(path.with_name(path.name + ".map"), writable=True)
+        stripe_map.set_boot(b"another boot ago")
+        stripe_map.close()

@@ -18,7 +18,7 @@ from headstart.store.layer_map import LayerMap, LayerStripeMap
 from headstart.store.layout import STAMP, Layout
 from proxy.fill.layers.layer_files import NO_ACCOUNT, LayerFiles
 from proxy.fill.layers.stored_layers import remove_layer, stored_layers, sweep, usable_stripes
-from tests.fill.layers.making import CountingRoom, left_over
+from tests.fill.layers.making import CountingRoom, left_over, reboot
 from tests.fill.writing import layout_in
 from tests.store.stored_objects import open_descriptors, pattern
 
@@ -68,14 +68,6 @@ def state(files: LayerFiles) -> tuple[bool, bool, bool]:
 
 def reader_of(files: LayerFiles) -> CachedLayer:
     return CachedLayer(files.meta_path, files.paths, files.maps)
-
-
-def reboot(layout: Layout) -> None:
-    """Have the maps say that they were written in another boot."""
-    for path in layout.layer_paths(DIGEST, len(layout.stripes)):
-        stripe_map = LayerStripeMap(path.with_name(path.name + ".map"), writable=True)
-        stripe_map.set_boot(b"another boot ago")
-        stripe_map.close()
 
 
 def flip(path: Path, position: int) -> None:
@@ -197,7 +189,7 @@ def test_a_half_filled_image_goes_on_in_the_same_boot(layout: Layout) -> None:
 
 def test_after_another_boot_everything_is_checked_before_it_is_believed(layout: Layout) -> None:
     stored(layout)
-    reboot(layout)
+    reboot(layout, DIGEST)
     files = reopened(layout)
     assert state(files) == (False, False, True)
     assert files.available(0, SIZE) == 0
@@ -217,7 +209,7 @@ def test_after_another_boot_everything_is_checked_before_it_is_believed(layout: 
 
 def test_doubt_outlives_a_process_that_has_not_checked(layout: Layout) -> None:
     stored(layout)
-    reboot(layout)
+    reboot(layout, DIGEST)
     reopened(layout).close()
     files = reopened(layout)
     assert files.doubted and files.available(0, SIZE) == 0
@@ -230,7 +222,7 @@ def test_after_another_boot_extents_that_were_not_whole_are_misses(layout: Layou
     files.write_meta(META)
     bring(files, EXTENT, 3 * EXTENT + 8192)
     files.close()
-    reboot(layout)
+    reboot(layout, DIGEST)
     files = reopened(layout)
     assert files.available(EXTENT, SIZE) == 0
     assert files.check()
@@ -313,7 +305,7 @@ def map_of(layout: Layout) -> Path:
 
 def test_metadata_is_checked_after_another_boot(layout: Layout) -> None:
     stored(layout)
-    reboot(layout)
+    reboot(layout, DIGEST)
     files = reopened(layout)
     assert files.check()
     files.close()
@@ -326,7 +318,7 @@ def test_metadata_is_checked_after_another_boot(layout: Layout) -> None:
         stripe_map.meta._replace(ctime_ns=path.stat().st_ctime_ns, size=status.st_size)
     )
     stripe_map.close()
-    reboot(layout)
+    reboot(layout, DIGEST)
     assert LayerFiles.open(layout, DIGEST) is None
     assert left_over(layout) == []
 

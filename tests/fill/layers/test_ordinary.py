@@ -20,9 +20,8 @@ from headstart.content.layer.errors import LayerRefused
 from headstart.store.geometry import MIB, UNIT_SIZE
 from headstart.store.layout import Layout
 from proxy.fill.layers.source import LayerCancelled, SourceFailed, WrongBytes
-from tests.content.erofs.mounted import mounted
-from tests.content.layer.archives import Member, member, parse, said, shared, tree_of, write
-from tests.content.layer.unpacked import look
+from tests.content.layer.archives import Member, member, write
+from tests.fill.layers.contents import assert_shows, some_members
 from tests.fill.layers.making import (
     GZIP,
     PLAIN,
@@ -36,32 +35,6 @@ from tests.fill.layers.making import (
 )
 from tests.fill.writing import layout_in
 from tests.store.stored_objects import open_descriptors
-
-
-def some_members(seed: int = 1, big: int = 3 * MIB) -> list[Member]:
-    """Files of many sizes, every kind of entry, whiteouts, a hard link, attributes."""
-    chance = random.Random(seed)
-    members = [
-        member(b"etc", EntryKind.DIRECTORY, mode=0o755, mtime=1_600_000_000),
-        member(b"etc/empty"),
-        member(b"etc/small", contents=b"small\n", mode=0o4755, owner=(1000, 100)),
-        member(b"etc/link", EntryKind.SYMLINK, target=b"../usr/big"),
-        member(b"etc/hard", EntryKind.HARD_LINK, target=b"etc/small", mode=0o4755),
-        member(b"etc/.wh.gone"),
-        member(b"dev/console", EntryKind.CHARACTER, device=(5, 1)),
-        member(b"run/fifo", EntryKind.FIFO),
-        member(b"usr/big", contents=chance.randbytes(big), mtime=1_700_000_001),
-        member(b"usr/capable", contents=b"x" * 5000, xattrs={b"user.note": b"kept"}),
-        member(b"opaque/.wh..wh..opq"),
-    ]
-    for number in range(60):
-        size = chance.choice([1, 511, 512, 4095, 4096, 4097, 20_000])
-        name = f"usr/lib/{number % 7}/{number}".encode()
-        members.append(member(name, contents=chance.randbytes(size), mtime=number))
-    # The second one is what counts; the first one's contents are not reachable any more.
-    members.append(member(b"usr/lib/3/3", contents=b"again"))
-    return members
-
 
 TAR = write(some_members())
 BLOBS = {
@@ -81,23 +54,6 @@ def single(tmp_path: Path) -> Layout:
     return layout_in(tmp_path, 1)
 
 
-def assert_shows(making: Making, tar: bytes, directory: Path) -> None:
-    """The mounted image shows what the archive says."""
-    expected = said(*tree_of(parse(tar)))
-    meta = making.files.meta_path.read_bytes()
-    with mounted(meta, making.files.paths, directory) as root:
-        found = look(root)
-    assert shared(found) == shared(expected)
-    assert [without_inode(file) for file in sorted(found.items())] == [
-        without_inode(file) for file in sorted(expected.items())
-    ]
-
-
-def without_inode(file: tuple[bytes, dict[str, object]]) -> tuple[bytes, dict[str, object]]:
-    name, attributes = file
-    return name, {key: value for key, value in attributes.items() if key != "inode"}
-
-
 def assert_nothing_left(making: Making) -> None:
     making.files.close()
     assert left_over(making.layout) == []
@@ -113,7 +69,7 @@ def test_the_mounted_image_shows_what_the_archive_says(
     room = CountingRoom()
     making = Making(layout, blob, TAR, media_type, room=room)
     making.run()
-    assert_shows(making, TAR, tmp_path / "mounted")
+    assert_shows(making.files, TAR, tmp_path / "mounted")
     reader = making.reader()
     assert reader.verified and reader.complete and reader.intact()
     assert reader.available(0, 1 << 40) == reader.size == making.files.size
@@ -192,7 +148,7 @@ def test_an_empty_layer_has_no_device(single: Layout, tmp_path: Path) -> None:
     making = Making(single, compressed(tar, GZIP), tar)
     making.run()
     assert making.files.verified and making.files.size == 0
-    assert_shows(making, tar, tmp_path / "mounted")
+    assert_shows(making.files, tar, tmp_path / "mounted")
     making.files.close()
 
 
@@ -435,7 +391,7 @@ def test_short_writes_are_continued(
     monkeypatch.setattr("os.pwritev", pwritev)
     making.run()
     monkeypatch.undo()
-    assert_shows(making, TAR, tmp_path / "mounted")
+    assert_shows(making.files, TAR, tmp_path / "mounted")
     making.files.close()
 
 

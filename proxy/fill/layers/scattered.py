@@ -1,0 +1,138 @@
+"""A blob's bytes in whatever order they are wanted, for layers whose members inflate alone."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headstart.content.digest import Digest
+from headstart.store.errors import FillFailed
+from proxy.fill.fill import Fill
+from proxy.fill.layers.blob_reading import BlobReading
+from proxy.fill.layers.staging import PAGE, StagedFiles
+from proxy.fill.parties import BlobSource, Want
+
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+TRANSIENT = frozenset(("deadline", "upstream"))
+"""Codes of what may be otherwise in a moment: readers have their own deadline."""
+
+_orders = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """Bytes that are wanted until they are here."""
+
+    start: int
+    stop: int
+    priority: int
+    bulk: bool
+    reach: int
+    want: Want | None = None
+
+
+class ScatteredBlob(BlobReading):
+    """The bytes of one fill; asked for piece by piece on the filler's loop, read in threads."""
+
+    def __init__(self, fill: Fill, size: int, source: BlobSource) -> None:
+        """``source`` is asked again after it has failed for a moment."""
+        super().__init__(fill, size)
+        self._source = source
+        self._asked: set[_Asked] = set()
+        self._failures = 0
+        self._done_from: dict[int, int] = {}
+        self._done_to: dict[int, int] = {}
+        self._closed = False
+        self.on_arrival: Callable[[], None] = lambda: None
+        """Called on the loop when bytes have come."""
+        self.readmit: Callable[[Fill, BlobSource], None] = lambda fill, source: None
+        """Puts a source that was dropped back; called on the loop."""
+
+    @property
+    def digest(self) -> Digest:
+        """Of the blob."""
+        return self.fill.digest
+
+    # --- on the filler's loop ---
+
+    def start(self) -> None:
+        """Listen to the fill."""
+        self.fill.listeners.add(self)
+
+    def close(self) -> None:
+        """Want nothing more; threads that still wait fail."""
+        if self._closed:
+            return
+        self._closed = True
+        self.fill.listeners.discard(self)
+        for asked in self._asked:
+            if asked.want is not None:
+                self.fill.drop_want(asked.want)
+        self._asked.clear()
+        self.stop()
+
+    def ask(self, start: int, stop: int, priority: int, *, bulk: bool, reach: int = 0) -> None:
+        """Want bytes until they are here; ``reach`` more after them if they come along."""
+        if not self._closed and not self.available(start, stop - start):
+            asked = _Asked(start, stop, priority, bulk, reach)
+            self._asked.add(asked)
+            self._want(asked)
+
+    def raise_priority(self, priority: int) -> None:
+        """Everything that is asked for is more urgent."""
+        for asked in self._asked:
+            if asked.want is not None and priority < asked.priority:
+                asked.priority = asked.want.priority = priority
+        self.fill.around.pump()
+
+    def _want(self, asked: _Asked) -> None:
+        def settle(failure: FillFailed | None) -> None:
+            asked.want = None
+            if failure is None:
+                self._failures = 0
+                self._asked.discard(asked)
+            elif failure.code in TRANSIENT and self.failure is None:
+                delay = RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS) - 1)]
+                self._failures += 1
+                self.fill.later(delay, lambda: self._again(asked))
+            else:
+                self._asked.discard(asked)
+                self.fail(failure)
+
+        want = asked.want = Want(
+            asked.start, asked.stop, asked.priority, asked.bulk, next(_orders), settle
+        )
+        want.reach = asked.reach
+        self.fill.add_want(want)
+
+    def _again(self, asked: _Asked) -> None:
+        if not self._closed and asked in self._asked and asked.want is None:
+            self.readmit(self.fill, self._source)
+            self._want(asked)
+
+    def notify_arrived(self, fill: Fill) -> None:
+        """Wake the threads, and whoever counts what has come."""
+        super().notify_arrived(fill)
+        self.on_arrival()
+
+    def fail(self, failure: FillFailed) -> None:
+        """No more will come."""
+        super().fail(failure)
+        if not self._closed:
+            self.fill.on_loop(self.on_arrival)
+
+    # --- memory ---
+
+    def used(self, start: int, stop: int) -> None:
+        """These bytes are not read again; memory is given back where whole pages are done."""
+        first, last = start, stop
+        if start in self._done_to:
+            first = self._done_to.pop(start)
+            del self._done_from[first]
+        if stop in self._done_from:
+            last = self._done_from.pop(stop)
+            del self._done_to[last]
+        self._done_from[first], self._done_to[last] = last, first
+        files = self.fill.files
+        if isinstance(files, StagedFiles):
+            # The pages at the borders may hold a neighbour's bytes too, done before.
+            files.give_back(max(first, start // PAGE * PAGE), min(last, -(-stop // PAGE) * PAGE))

@@ -1,0 +1,199 @@
+"""eStargz and zstd:chunked layers can be mounted once their TOC is here; reads bring the rest."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from headstart.store.errors import FillFailed
+from headstart.store.open_layer import OpenLayer
+from tests.content.estargz.writer import Form
+from tests.doubles.scripted_upstream import Rule
+from tests.layers.images import MadeLayer, ServedImage, estargz, serve, tar_of, tree
+from tests.layers.stage import Stage, contents, tree_of
+
+pytestmark = pytest.mark.anyio
+PATIENCE = 60.0
+MIB = 1 << 20
+FORMS = {
+    "gzip": Form(chunk_size=256 << 10),
+    "packed": Form(chunk_size=256 << 10, least_member=MIB),
+    "zstd": Form(chunk_size=256 << 10, compression="zstd", footer="zstd"),
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def shown(layer: MadeLayer, root: Path, files: dict[str, bytes]) -> None:
+    """What is mounted has these files, and those that the format adds."""
+    found = contents(root)
+    for extra in ("stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"):
+        found.pop(extra, None)
+    assert found == files
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_layer_with_a_toc_becomes_whole_and_is_verified_by_its_diff_id(
+    stage: Stage, tmp_path: Path, form: str
+) -> None:
+    files = {**tree(1, 120), "weights": random.Random(1).randbytes(5 * MIB)}
+    image = serve(stage.upstream, [estargz(tar_of(files), FORMS[form])])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            await layer.wait_mountable()
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+            assert layer.cached.verified
+            with tree_of(layer, tmp_path / "root") as root:
+                shown(image.layers[0], root, files)
+    assert stage.fetched(image.layers[0].digest) <= len(image.layers[0].blob) * 1.01
+    digest = image.layers[0].digest
+    assert not [path for path in stage.files_below("blobs") if path.name.startswith(digest.hex)]
+
+
+async def test_a_read_that_somebody_waits_on_goes_before_the_stream(stage: Stage) -> None:
+    image, wanted = slow_image(stage)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("prefetch")
+            await layer.wait_mountable()
+            assert layer.state == "mountable"
+            offset = layer.size - 2 * MIB
+            await layer.wait(offset, 64 << 10)
+            assert layer.cached.read(offset, 64 << 10) in wanted
+            assert layer.state == "mountable", "most of it is still missing"
+            assert stage.fetched(image.layers[0].digest) < len(image.layers[0].blob) // 2
+
+
+def slow_image(stage: Stage, rate: int = MIB) -> tuple[ServedImage, bytes]:
+    """A layer of one large file whose upstream is slow, and the file."""
+    weights = random.Random(2).randbytes(24 * MIB)
+    image = serve(stage.upstream, [estargz(tar_of({"weights": weights}))])
+    stage.seen(image)
+    stage.upstream.connection_rate = rate
+    return image, weights
+
+
+async def test_a_filler_killed_in_the_middle_goes_on_where_it_was(
+    stage: Stage, tmp_path: Path
+) -> None:
+    image, weights = slow_image(stage, 2 * MIB)
+    digest = image.layers[0].digest
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_mountable()
+            await layer.wait(0, 6 * MIB)
+            os.kill(stage.mirror.process_id("proxy.fill.process"), signal.SIGKILL)
+            stage.upstream.connection_rate = None
+            await layer.wait(8 * MIB, 64 << 10)
+            assert layer.cached.available(0, 4 * MIB) == 4 * MIB
+            await layer.wait_complete()
+            with tree_of(layer, tmp_path / "root") as root:
+                shown(image.layers[0], root, {"weights": weights})
+    again = stage.fetched(digest) - len(image.layers[0].blob)
+    assert again < len(image.layers[0].blob), "what was written is not fetched again"
+
+
+async def test_what_is_here_of_a_layer_can_be_read_with_the_upstream_down(stage: Stage) -> None:
+    image, weights = slow_image(stage, 2 * MIB)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_mountable()
+            await layer.wait(0, 4 * MIB)
+        await anyio.to_thread.run_sync(stage.mirror.stop)
+        stage.upstream.add_rule(Rule(close_before_answer=True))
+        await anyio.to_thread.run_sync(stage.mirror.start)
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            await layer.wait_mountable()
+            await layer.wait(0, 2 * MIB)
+            assert layer.cached.read(MIB, 4096) in weights
+            with pytest.raises(FillFailed) as late:
+                await layer.wait(layer.size - MIB, 4096, deadline_seconds=1.0)
+            assert late.value.code == "deadline"
+            stage.upstream.clear_rules()
+            stage.upstream.connection_rate = None
+            await layer.wait(layer.size - MIB, 4096)
+
+
+@pytest.mark.parametrize("what", ["chunk", "toc"])
+async def test_f51_a_wrong_digest_fails_that_layer_with_its_reason_and_is_remembered(
+    stage: Stage, what: str
+) -> None:
+    honest = estargz(tar_of({"weights": random.Random(3).randbytes(3 * MIB)}))
+    blob = bytearray(honest.blob)
+    annotations = dict(honest.annotations)
+    if what == "chunk":
+        blob[len(blob) // 2] ^= 1
+    else:
+        annotations = {name: f"sha256:{'0' * 64}" for name in annotations if "digest" in name}
+    lying = MadeLayer(bytes(blob), honest.tar, honest.media_type, annotations)
+    image = serve(stage.upstream, [lying])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client:
+            async with stage.opened(client, image.chains[0]) as (_, layer):
+                layer.raise_priority("mount")
+                with pytest.raises(FillFailed) as refused:
+                    await layer.wait_complete()
+                assert refused.value.code == "digest"
+            with pytest.raises(FillFailed) as again:
+                await client.chain(image.chains[0])
+            assert again.value.code == "refused"
+    assert not stage.files_below("layers")
+
+
+async def test_a_toc_under_another_images_chain_id_is_quarantined_when_it_is_whole(
+    stage: Stage,
+) -> None:
+    hostile = estargz(tar_of({"bin/tool": b"hostile" * 1000}))
+    honest = estargz(tar_of({"bin/tool": b"honest!" * 1000}))
+    claimed = honest.diff_id
+    image = serve(stage.upstream, [hostile], diff_ids=[claimed])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client:
+            async with stage.opened(client, claimed) as (_, layer):
+                layer.raise_priority("mount")
+                with pytest.raises(FillFailed, match="diff ID"):
+                    await layer.wait_complete()
+            other = serve(stage.upstream, [honest], tag="v2")
+            stage.seen(other)
+            async with stage.opened(client, claimed) as (known, layer):
+                assert known.layer.digest == honest.digest
+                layer.raise_priority("mount")
+                await layer.wait_complete()
+
+
+async def test_f52_a_toc_that_nothing_announces_makes_an_ordinary_layer(
+    stage: Stage, tmp_path: Path
+) -> None:
+    files = tree(4, 20)
+    made = estargz(tar_of(files))
+    plain = MadeLayer(made.blob, made.tar, made.media_type)
+    image = serve(stage.upstream, [plain])
+    stage.seen(image)
+    states: list[str] = []
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            record_states(layer, states)
+            layer.raise_priority("mount")
+            await layer.wait_complete()
+            with tree_of(layer, tmp_path / "root") as root:
+                shown(plain, root, files)
+    assert "mountable" not in states
+
+
+def record_states(layer: OpenLayer, states: list[str]) -> None:
+    """Collect what a layer goes through."""
+    states.append(layer.state)
+    layer.on_change = lambda: states.append(layer.state)
