@@ -1,0 +1,1 @@
+"""An image mounted for a person, without containerd."""

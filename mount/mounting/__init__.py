@@ -1,0 +1,1 @@
+"""How a layer image becomes a directory: mount(2), loop devices, modes, who uses which layer."""

@@ -1,0 +1,1 @@
+"""The containerd snapshots plugin: layers that are mounted instead of unpacked."""

@@ -1,0 +1,250 @@
+"""Snapshots that are layers: which are taken, where their pull waits, how they are mounted.
+
+The rules are containerd's (measured with 1.6.20): Prepare must not wait, since containerd holds a
+lock meanwhile that every creation of a container needs; after the answer ALREADY_EXISTS a pull
+cannot turn to the ordinary way any more, only fail and be tried again. So the choice is made in
+Prepare from what is known already, and the wait is in the Stat that follows.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from headstart.content.config import chain_ids
+from headstart.content.digest import Digest
+from headstart.content.errors import InvalidInput
+from headstart.store.known_layer import KnownChain, KnownLayer
+from mount.snapshotter.errors import LayerUnavailable, Stopping
+from mount.snapshotter.layers import Layers
+from mount.snapshotter.records import Records
+from mount.snapshotter.snapshot import (
+    IMAGE_REF_LABEL,
+    MANIFEST_LABEL,
+    REF_LABEL,
+    Caller,
+    RemoteLayer,
+)
+from mount.snapshotter.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+KNOWN_SECONDS = 1.0
+"""In Prepare, for the question which layer a chain ID is."""
+FAILED_SECONDS = 600.0
+"""A layer that could not be brought is pulled the ordinary way for so long; one whose content is
+at fault, for ever."""
+
+T = TypeVar("T")
+
+
+class RemoteLayers:
+    """What the snapshotter does with layers; needs a running event loop."""
+
+    def __init__(
+        self, layers: Layers, records: Records, worker: Worker, repositories: Sequence[str]
+    ) -> None:
+        """``repositories``: patterns as of fnmatch(3) on ``UPSTREAM/REPOSITORY``."""
+        self._layers = layers
+        self._records = records
+        self._worker = worker
+        self._repositories = tuple(repositories)
+        self._mounting: dict[Digest, asyncio.Task[Path]] = {}
+        self._verifying: dict[tuple[KnownLayer, bool], asyncio.Task[None]] = {}
+        self._locks: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
+        self._stopping = asyncio.Event()
+
+    # --- Prepare ---
+
+    async def commit(self, parent: str, labels: Mapping[str, str], caller: Caller) -> str | None:
+        """Commit a layer for the chain ID that a pull names; the name of its snapshot.
+
+        None where the layer has to be unpacked: nobody knows the chain, its repository is not
+        among those to be mounted, or it has failed lately. Raises SnapshotMissing and
+        InvalidRequest (the parent).
+        """
+        if REF_LABEL not in labels or caller.namespace is None:
+            return None
+        try:
+            chain = Digest.parse(labels[REF_LABEL])
+        except InvalidInput as error:
+            logger.info("snapshots: %s", error)
+            return None
+        known = await self._known(chain, labels)
+        if known is None or not await self._taken(chain, known, parent):
+            return None
+        snapshot = await self._worker.run(
+            self._records.commit_layer,
+            chain,
+            parent,
+            known.layer,
+            labels,
+            namespace=caller.namespace,
+            lease=caller.lease,
+        )
+        self._layers.begin(known)
+        return snapshot.name
+
+    async def _known(self, chain: Digest, labels: Mapping[str, str]) -> KnownChain | None:
+        manifest = None
+        if MANIFEST_LABEL in labels:
+            try:
+                manifest = Digest.parse(labels[MANIFEST_LABEL])
+            except InvalidInput as error:
+                logger.info("snapshots: %s: %s", MANIFEST_LABEL, error)
+        try:
+            async with asyncio.timeout(KNOWN_SECONDS):
+                return await self._layers.known(
+                    chain, manifest=manifest, image_ref=labels.get(IMAGE_REF_LABEL)
+                )
+        except TimeoutError:
+            logger.warning("snapshots: nobody says which layer %s is; it is unpacked", chain)
+        except LayerUnavailable as error:
+            logger.info("snapshots: %s: %s; it is unpacked", chain, error)
+        except Exception:
+            # Any other answer than "unknown" would end the pull.
+            logger.exception("snapshots: which layer %s is could not be asked", chain)
+        return None
+
+    async def _taken(self, chain: Digest, known: KnownChain, parent: str) -> bool:
+        layer = known.layer
+        below = [listed.diff_id for listed in known.layers[: known.position + 1]]
+        if chain_ids(below)[-1] != chain or (known.position > 0) != bool(parent):
+            logger.warning("snapshots: %s is not what %s is said to be", chain, layer.digest)
+            return False
+        name = f"{layer.upstream}/{layer.repository}"
+        if not any(fnmatchcase(name, pattern) for pattern in self._repositories):
+            logger.info("snapshots: %s is not on mount.repositories; it is unpacked", name)
+            return False
+        refusal = await self._worker.run(self._records.refusal, layer.digest)
+        if refusal is not None:
+            logger.info("snapshots: %s of %s is unpacked: %s", layer.digest, name, refusal)
+        return refusal is None
+
+    # --- Stat ---
+
+    async def settle(self, remote: RemoteLayer, lease: str) -> None:
+        """Wait until a pull may go on: here, mounted, and fit for the one who asks.
+
+        Who did not prepare the snapshot may mean another image with the same chain ID: for him the
+        diff ID has to be right, not only what the first image's manifest says. Raises
+        LayerUnavailable and Stopping.
+        """
+        layer = remote.layer
+        if remote.verified:
+            return
+        if lease not in remote.leases:
+            verifying = self._verify(layer, urgent=True)
+            await self._unless_stopping(asyncio.shield(verifying))
+            return
+        try:
+            await self._unless_stopping(self._layers.mountable(layer))
+            # A refusal by the kernel is better seen now than by the first container.
+            await self._unless_stopping(self.mounted(layer))
+        except LayerUnavailable as error:
+            await self._refuse(layer, error)
+            raise
+        self._verify(layer, urgent=False)
+
+    async def _refuse(self, layer: KnownLayer, error: LayerUnavailable) -> None:
+        seconds = None if error.refused else FAILED_SECONDS
+        logger.warning("snapshots: %s of %s: %s", layer.digest, layer.repository, error)
+        await self._worker.run(self._records.refuse, layer.digest, str(error), seconds)
+
+    def _verify(self, layer: KnownLayer, *, urgent: bool) -> "asyncio.Task[None]":
+        """Note when a layer's diff ID is seen to be right, whether somebody waits or not."""
+        task = self._verifying.get((layer, urgent))
+        if task is None:
+            following = self._follow(layer, urgent=urgent)
+            task = asyncio.create_task(following, name=f"verify {layer.digest}")
+            self._verifying[layer, urgent] = task
+            task.add_done_callback(lambda done: self._verifying.pop((layer, urgent), None))
+            task.add_done_callback(_look_at)
+        return task
+
+    async def _follow(self, layer: KnownLayer, *, urgent: bool) -> None:
+        try:
+            await self._layers.verified(layer, urgent=urgent)
+        except LayerUnavailable as error:
+            if error.refused:
+                await self._refuse(layer, error)
+            raise
+        await self._worker.run(self._records.set_verified, layer)
+
+    # --- Mounts ---
+
+    async def mounted(self, layer: KnownLayer) -> Path:
+        """The directory of a layer, mounted now. Raises LayerUnavailable."""
+        task = self._mounting.get(layer.digest)
+        if task is None:
+            task = asyncio.create_task(self._mount(layer), name=f"mount {layer.digest}")
+            self._mounting[layer.digest] = task
+            task.add_done_callback(lambda done: self._mounting.pop(layer.digest, None))
+            task.add_done_callback(_look_at)
+        return await asyncio.shield(task)
+
+    async def _mount(self, layer: KnownLayer) -> Path:
+        async with self._lock(layer.digest):
+            return await self._layers.mounted(layer)
+
+    # --- Cleanup, start and end ---
+
+    async def adopt(self) -> None:
+        """At the start: say which layers are in use."""
+        await self._layers.adopt(await self._worker.run(self._records.used_layers))
+
+    async def release(self) -> None:
+        """Unmount the layers that no snapshot uses any more."""
+        for layer in await self._worker.run(self._records.unused_layers):
+            async with self._lock(layer.digest):
+                # Asked under the lock: who has added a snapshot since mounts after us.
+                if not await self._worker.run(self._records.uses, layer.digest):
+                    try:
+                        await self._layers.unmount(layer)
+                    except LayerUnavailable as error:
+                        logger.warning("snapshots: %s stays mounted: %s", layer.digest, error)
+                        continue
+                await self._worker.run(self._records.forget_unused, layer.digest)
+
+    def stop(self) -> None:
+        """Who waits in a pull is told to try again."""
+        self._stopping.set()
+
+    async def close(self) -> None:
+        """End what runs for nobody in particular."""
+        tasks = [*self._mounting.values(), *self._verifying.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- inside ---
+
+    def _lock(self, digest: Digest) -> asyncio.Lock:
+        lock = self._locks.get(digest)
+        if lock is None:
+            lock = self._locks[digest] = asyncio.Lock()
+        return lock
+
+    async def _unless_stopping(self, waiting: Awaitable[T]) -> T:
+        wait = asyncio.ensure_future(waiting)
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({wait, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if wait.done():
+                return wait.result()
+            raise Stopping
+        finally:
+            stop.cancel()
+            if not wait.done():
+                wait.cancel()
+                await asyncio.gather(wait, return_exceptions=True)
+
+
+def _look_at(task: "asyncio.Task[Path] | asyncio.Task[None]") -> None:
+    """Log what nobody may have waited for."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        level = logging.INFO if isinstance(error, LayerUnavailable) else logging.ERROR
+        logger.log(level, "snapshots: %s: %s", task.get_name(), error)

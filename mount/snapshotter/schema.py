@@ -1,0 +1,71 @@
+"""The database's file: ``ROOT/snapshots.sqlite``, SQLite in WAL mode.
+
+Losing a row makes every pull of its image fail until the image is removed, so a transaction is on
+the disk (``synchronous = FULL``) before anybody hears of it.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from mount.snapshotter.errors import StartFailed
+
+FORMAT = 1
+"""``PRAGMA user_version``."""
+
+_SCHEMA = """
+CREATE TABLE snapshot (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    parent INTEGER REFERENCES snapshot (number) ON DELETE RESTRICT,
+    kind TEXT NOT NULL CHECK (kind IN ('view', 'active', 'committed')),
+    labels TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    size INTEGER,
+    inodes INTEGER,
+    layer TEXT,
+    digest TEXT,
+    verified INTEGER NOT NULL DEFAULT 0,
+    leases TEXT NOT NULL DEFAULT '[]',
+    namespace TEXT,
+    chain TEXT,
+    CHECK ((layer IS NULL) = (digest IS NULL))
+) STRICT;
+CREATE INDEX snapshot_parent ON snapshot (parent);
+CREATE INDEX snapshot_digest ON snapshot (digest) WHERE digest IS NOT NULL;
+CREATE INDEX snapshot_chain ON snapshot (chain) WHERE chain IS NOT NULL;
+CREATE TABLE unused_layer (digest TEXT PRIMARY KEY, layer TEXT NOT NULL) STRICT;
+CREATE TABLE refusal (digest TEXT PRIMARY KEY, reason TEXT NOT NULL, until INTEGER) STRICT;
+"""
+
+
+def open_database(file: Path) -> sqlite3.Connection:
+    """Open or create the database; it may be used by one thread at a time.
+
+    Raises StartFailed.
+    """
+    try:
+        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, file)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise StartFailed(
+            f"{file}: {error}; remove all images of this snapshotter, then the file"
+        ) from error
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, file: Path) -> None:
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found not in (0, FORMAT):
+        raise StartFailed(
+            f"{file} has format {found}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    if found == 0:
+        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")

@@ -1,0 +1,320 @@
+"""The mount outlives its daemon, its supervisor and its upgrades: verified reads all the while."""
+
+import errno
+import os
+import random
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headstart.store.geometry import MIB
+from mount.device.places import MountPlaces
+from mount.mounting import mount_table, system_calls
+from mount.supervisor import control
+from mount.supervisor.fuse_connection import AnswerDiffers, FuseConnection
+from tests.conftest import _needs_root
+from tests.device.layer_filler import LayerFiller, bring, hold, wait_until
+from tests.device.layers import StoredLayer, stored_layer
+from tests.device.mounted import Mounted, Reader, fuse_connections, mounted
+
+SIZE = 24 * MIB
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    _needs_root("a FUSE mount")
+    with mounted(tmp_path_factory.mktemp("survival")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stored(mount: Mounted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoredLayer]:
+    directory = tmp_path_factory.mktemp("store")
+    with stored_layer(directory / "large", SIZE, extent_size=8 * MIB) as layer:
+        layer.bring()
+        yield layer
+
+
+@pytest.fixture
+def device(mount: Mounted, stored: StoredLayer) -> Path:
+    mount.ensure()
+    return mount.add(stored)[0]
+
+
+def _kill_under_reads(mount: Mounted, device: Path, truth: Path, kills: int) -> dict[str, float]:
+    chance = random.Random(1)
+    with Reader(device, truth) as reader:
+        for _ in range(kills):
+            time.sleep(chance.uniform(0.05, 0.3))
+            mount.kill_daemon()
+        time.sleep(0.1)
+        return reader.finish()
+
+
+def test_f44_a_killed_daemon_is_not_noticed(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    found = _kill_under_reads(mount, device, stored.devices[0], KILLS)
+    print(f"{KILLS} kills: {found}")
+    assert found["reads"] > 2 * KILLS
+    assert (found["wrong"], found["errors"]) == (0, 0)
+    assert mount.status("restarts") >= KILLS
+    assert mount.log().count("died by SIGKILL") >= KILLS
+
+
+@pytest.mark.soak
+def test_f44_a_daemon_killed_two_hundred_times_is_not_noticed(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    found = _kill_under_reads(mount, device, stored.devices[0], 200)
+    assert (found["wrong"], found["errors"]) == (0, 0)
+
+
+def test_f44_a_read_that_waits_for_bytes_outlives_its_daemon(
+    mount: Mounted, device: Path, tmp_path: Path
+) -> None:
+    with stored_layer(tmp_path / "waiting", MIB) as waiting:
+        mount.filler.on_want = hold
+        path = mount.add(waiting)[0]
+        before = len(mount.filler.held)
+        with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as reader:
+            mount.filler.until_held(before + 1)
+            daemon = mount.status("daemon")
+            mount.filler.on_want = bring
+            os.kill(daemon, signal.SIGKILL)
+            assert reader.communicate(timeout=60)[0] == waiting.content
+        assert reader.returncode == 0
+
+
+def test_f45_a_stopped_daemon_is_replaced(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    with Reader(device, stored.devices[0]) as reader:
+        daemon = mount.status("daemon")
+        os.kill(daemon, signal.SIGSTOP)
+        wait_until(lambda: mount.replaced(daemon))
+        time.sleep(0.1)
+        found = reader.finish()
+    assert (found["wrong"], found["errors"]) == (0, 0)
+    assert "the mount had not answered for" in mount.log()
+
+
+def test_f49_upgrades_and_rollbacks_are_not_noticed(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    restarts = mount.status("restarts")
+    with Reader(device, stored.devices[0]) as reader:
+        for deadline in (50.0, 40.0, 50.0):
+            before = mount.status("daemon")
+            control.upgrade(mount.root, mount.filler.path, deadline)
+            assert mount.replaced(before)
+            assert control.status(mount.root)["read_deadline_seconds"] == deadline
+        found = reader.finish()
+    assert found["reads"] > 0
+    assert (found["wrong"], found["errors"]) == (0, 0)
+    assert mount.status("restarts") == restarts
+
+
+def test_f49_an_upgrade_does_not_wait_for_reads_that_wait(
+    mount: Mounted, device: Path, tmp_path: Path
+) -> None:
+    with stored_layer(tmp_path / "upgraded", MIB) as waiting:
+        mount.filler.on_want = hold
+        path = mount.add(waiting)[0]
+        before = len(mount.filler.held)
+        with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as reader:
+            mount.filler.until_held(before + 1)
+            mount.filler.on_want = bring
+            control.upgrade(mount.root, mount.filler.path, 60.0)
+            assert reader.communicate(timeout=60)[0] == waiting.content
+        assert reader.returncode == 0
+
+
+def test_another_setting_is_taken_over_when_the_mount_is_adopted(
+    mount: Mounted, device: Path
+) -> None:
+    pid, daemon = mount.status("pid"), mount.status("daemon")
+    mount.ensure(deadline=33.0)
+    assert mount.status("pid") == pid
+    assert mount.status("daemon") != daemon
+    assert control.status(mount.root)["read_deadline_seconds"] == 33.0
+    daemon = mount.status("daemon")
+    mount.ensure(deadline=33.0)
+    assert mount.status("daemon") == daemon
+
+
+def test_a_killed_supervisor_is_not_noticed(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    with Reader(device, stored.devices[0]) as reader:
+        supervisor, daemon = mount.status("pid"), mount.status("daemon")
+        connection = control.status(mount.root)["device"]
+        os.kill(supervisor, signal.SIGKILL)
+        mount.ensure()
+        wait_until(lambda: mount.replaced(daemon))
+        found = reader.finish()
+    assert (found["wrong"], found["errors"]) == (0, 0)
+    assert mount.status("pid") != supervisor
+    assert control.status(mount.root)["device"] == connection
+    assert mount.places.pid_file.read_text() == f"{mount.status('pid')}\n"
+    wait_until(lambda: len(mount.processes()) == 2)
+
+
+def test_a_second_supervisor_does_not_start(mount: Mounted, device: Path) -> None:
+    before = mount.status("pid"), mount.status("daemon")
+    second = subprocess.run(
+        ["python", "-m", "mount.supervisor", mount.root, mount.filler.path, "60"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 3
+    assert "another supervisor runs" in second.stderr
+    assert (mount.status("pid"), mount.status("daemon")) == before
+
+
+def test_nothing_is_stopped_while_a_file_is_open(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    with device.open("rb") as file:
+        with pytest.raises(control.DevicesInUse, match="in use"):
+            control.stop(mount.root)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert file.read(MIB) == stored.content[:MIB]
+        os.kill(mount.status("pid"), signal.SIGTERM)  # as a service manager does
+        wait_until(lambda: len(mount.processes()) == 1)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert file.read(MIB) == stored.content[MIB : 2 * MIB]
+        mount.ensure()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert file.read(MIB) == stored.content[2 * MIB : 3 * MIB]
+
+
+@pytest.mark.parametrize("how", ["abort", "unmount"])
+def test_a_connection_that_somebody_has_ended_is_replaced(
+    mount: Mounted, device: Path, stored: StoredLayer, how: str
+) -> None:
+    number = str(control.status(mount.root)["device"]).partition(":")[2]
+    mounts = mount.log().count("mount supervisor: mounted")
+    if how == "abort":
+        with fuse_connections() as connections:
+            (connections / number / "abort").write_text("1", encoding="ascii")
+    else:
+        system_calls.unmount(mount.places.device_files)
+    mount.until_logged("mount supervisor: mounted", mounts + 1)
+    wait_until(lambda: bool(control.status(mount.root)["answering"]))
+    assert device.read_bytes() == stored.content
+    assert mount_table.mounted_at(mount.places.device_files)[1:] == []
+
+
+def test_f50_starting_and_stopping_leaves_nothing(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    control.stop(mount.root)
+    baseline = mount_table.mount_points()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        mount.ensure()
+        assert device.read_bytes() == stored.content
+        _replace_without_leaks(mount)
+        assert device.read_bytes() == stored.content
+        control.stop(mount.root)
+        assert not mount.processes()
+        assert mount_table.mount_points() == baseline
+        assert not mount.places.socket.exists()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    with pytest.raises(control.NotRunning):
+        control.status(mount.root)
+    control.stop(mount.root)
+
+
+def _replace_without_leaks(mount: Mounted) -> None:
+    """An upgrade and a kill; neither process has more descriptors afterwards."""
+    supervisor = mount.status("pid")
+    before = _descriptors(supervisor), _descriptors(mount.status("daemon"))
+    control.upgrade(mount.root, mount.filler.path, 60.0)
+    mount.kill_daemon()
+    # What asks it at the moment has a connection.
+    wait_until(lambda: _descriptors(supervisor) <= before[0])
+    wait_until(lambda: _descriptors(mount.status("daemon")) <= before[1])
+
+
+def _descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+# --- the connection by itself ---
+
+
+@pytest.fixture
+def connection(mount: Mounted, tmp_path: Path) -> Iterator[FuseConnection]:
+    """A connection that is open, without a daemon; this process must not ask anything of it."""
+    mount.ensure()
+    record = FuseConnection.resume(mount.places, -1)
+    assert record is not None
+    answer = record.answer
+    assert answer is not None
+    made = FuseConnection.create(MountPlaces(tmp_path / "root"))
+    try:
+        made.settle(answer[:8] + made.init[8:16] + answer[16:])
+        yield made
+    finally:
+        made.unmount(detach=True)
+        made.close()
+
+
+def _asks(connection: FuseConnection, path: Path) -> "subprocess.Popen[str]":
+    """A process that waits for the answer to a request which somebody has read."""
+    asking = subprocess.Popen(["stat", "-f", path], stderr=subprocess.PIPE, text=True)
+    os.read(connection.descriptor, 1 << 21)
+    return asking
+
+
+def test_what_a_dead_daemon_has_read_comes_again(
+    connection: FuseConnection, tmp_path: Path
+) -> None:
+    asking = _asks(connection, tmp_path / "root/devices-fs")
+    assert connection.resend()
+    again = os.read(connection.descriptor, 1 << 21)
+    assert int.from_bytes(again[4:8], "little") == 17  # FUSE_STATFS
+    os.write(connection.descriptor, struct.pack("<Ii8s", 16, -errno.EIO, again[8:16]))
+    assert "Input/output error" in asking.communicate(timeout=30)[1]
+
+
+def test_where_it_cannot_come_again_it_is_an_error(
+    connection: FuseConnection, tmp_path: Path
+) -> None:
+    asking = [_asks(connection, tmp_path / "root/devices-fs") for _ in range(3)]
+    assert connection.fail_abandoned() == 3 + 1
+    for process in asking:
+        assert "Input/output error" in process.communicate(timeout=30)[1]
+
+
+def test_other_options_are_refused_under_a_live_mount(connection: FuseConnection) -> None:
+    answer = connection.answer
+    assert answer is not None
+    connection.settle(answer)
+    with pytest.raises(AnswerDiffers):
+        connection.settle(answer[:-1] + b"\1")
+
+
+@pytest.mark.usefixtures("mount")
+def test_the_filler_may_start_last(tmp_path: Path) -> None:
+    filler = LayerFiller(tmp_path / "fill.sock")
+    late = Mounted(tmp_path, filler)
+    try:
+        late.ensure()
+        with stored_layer(tmp_path / "late", MIB) as stored:
+            path = late.add(stored)[0]
+            with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as reader:
+                filler.start()
+                assert reader.communicate(timeout=60)[0] == stored.content
+    finally:
+        late.clean()
+        filler.stop()

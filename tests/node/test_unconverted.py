@@ -1,0 +1,50 @@
+"""Images as they are on the registry today: pulled by the real containerd, mounted, run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.layers.images import MadeLayer, gzipped, plain, serve, zstd
+from tests.node.node import Node
+from tests.node.trees import base_layer, changing_layer
+from tests.node.view import view
+from tests.snapshotter.runnable import compiled
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Prints the files that it is told."""
+    return compiled(tmp_path_factory.mktemp("program"))
+
+
+@pytest.mark.parametrize("pack", [gzipped, zstd, plain])
+def test_an_ordinary_image_is_run_without_its_blobs_in_containerd_and_nothing_unpacked(
+    node: Node, tmp_path: Path, program: bytes, pack: Callable[[bytes], MadeLayer]
+) -> None:
+    name = f"team/{pack.__name__}"
+    layers = [pack(base_layer(program, 10, 40)), pack(changing_layer(11, 40))]
+    image = serve(node.upstream, layers, repository=name)
+    reference = node.reference(f"{name}:v1")
+    node.containerd.cri_pull(reference)
+    digests = {layer.digest.hex for layer in image.layers}
+    assert not digests & node.content(), "no layer was downloaded by containerd"
+    printed = node.containerd.run(reference, "one", "/etc/motd", namespace="k8s.io")
+    assert printed == "good evening\n"
+    node.pull_with("overlayfs", reference, "compared")
+    with (
+        node.mounted(image.chains[-1], tmp_path / "ours", snapshotter="headstart") as ours,
+        node.mounted(
+            image.chains[-1], tmp_path / "theirs", snapshotter="overlayfs", namespace="compared"
+        ) as theirs,
+    ):
+        shown = view(ours)
+        assert shown == view(theirs)
+    assert "etc/shadow" not in shown and "opt/python/bin/python3" in shown
+    assert not unpacked(node), "no directory of files was made"
+
+
+def unpacked(node: Node) -> list[Path]:
+    """What the snapshotter has written of an image's files."""
+    snapshots = [path for path in node.snapshotter.root.rglob("motd") if "layers" not in path.parts]
+    return snapshots
