@@ -90,6 +90,11 @@ class Node:
         """How an image of the upstream is called."""
         return f"{self.upstream.host}/{name}"
 
+    def fetched(self, digest: str) -> int:
+        """Bytes of one blob that the upstream has sent."""
+        requests = self.upstream.blob_requests()
+        return sum(one.bytes_sent for one in requests if one.path.endswith(digest))
+
     def content(self) -> set[str]:
         """Hex digests of the blobs in containerd's own store."""
         if not self.containerd.content.exists():

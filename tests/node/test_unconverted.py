@@ -9,13 +9,6 @@ from tests.layers.images import MadeLayer, gzipped, plain, serve, zstd
 from tests.node.node import Node
 from tests.node.trees import base_layer, changing_layer
 from tests.node.view import view
-from tests.snapshotter.runnable import compiled
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Prints the files that it is told."""
-    return compiled(tmp_path_factory.mktemp("program"))
 
 
 @pytest.mark.parametrize("pack", [gzipped, zstd, plain])
