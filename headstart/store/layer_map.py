@@ -248,11 +248,12 @@ class LayerStripeMap:
         bits >>= first % 8
         return min(stop - first, (~bits & bits + 1).bit_length() - 1)
 
-    def count(self, record: int, blocks: int) -> int:
-        """How many of the extent's first ``blocks`` blocks are set."""
+    def count(self, record: int, first: int, stop: int) -> int:
+        """How many of the extent's blocks from ``first`` to ``stop`` are set, wherever they are."""
         start = self._start(record) + _BITS
-        bits = int.from_bytes(self._bytes[start : start + -(-blocks // 8)], "little")
-        return bits.bit_count()
+        low = first // 8
+        bits = int.from_bytes(self._bytes[start + low : start + -(-stop // 8)], "little")
+        return (bits >> first % 8 & (1 << stop - first) - 1).bit_count()
 
     def set_blocks(self, record: int, first: int, stop: int) -> None:
         """Show readers blocks of an extent; their bytes must have been written before.
@@ -374,7 +375,7 @@ class LayerMap:
         for extent in range(self.geometry.extents):
             if not self.unchecked(extent):
                 stripe, record = self.locate(extent)
-                total += stripe.count(record, self.blocks(extent))
+                total += stripe.count(record, 0, self.blocks(extent))
         return total * BLOCK_SIZE
 
     def available(self, offset: int, limit: int) -> int:

@@ -21,6 +21,8 @@ from mount.device import operations
 from mount.device.channel import CHANNEL_DESCRIPTOR, FUSE_DESCRIPTOR, MAX_MESSAGE, parse, send
 from mount.device.device_files import DeviceFiles
 from mount.device.open_layers import OpenLayers
+from mount.device.places import MountPlaces
+from mount.device.served_pages import ServedPages
 from mount.device.table import DeviceTable
 from mount.device.takeover import Takeover
 from mount.device.waiting_reads import WaitingReads
@@ -52,9 +54,11 @@ async def serve(root: Path, fill_socket: Path, read_deadline_seconds: float) -> 
     async with FillClient(fill_socket, "mount") as client, trio.open_nursery() as nursery:
         files = DeviceFiles(DeviceTable(root), OpenLayers(client), waiting, read_deadline_seconds)
         takeover = Takeover(FUSE_DESCRIPTOR, bytes.fromhex(str(greeting["init"])), agree)
-        operations.begin(files, takeover.mount_point)
+        served = ServedPages(MountPlaces(root).device_files)
+        operations.begin(files, served, takeover.mount_point)
         takeover.begin()
         nursery.start_soon(waiting.watch)
+        nursery.start_soon(served.drop_on)
         nursery.start_soon(_tidy, files)
         nursery.start_soon(_finish_on_signal)
         await operations.serve()

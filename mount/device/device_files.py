@@ -17,7 +17,7 @@ from headstart.store.errors import FillFailed
 from headstart.store.geometry import Geometry
 from headstart.store.open_layer import OpenLayer
 from mount.device.errors import NoSuchDevice, ReadFailed
-from mount.device.naming import device_of, inode_of, name_of, parse_name
+from mount.device.naming import PROBE, device_of, inode_of, name_of, parse_name
 from mount.device.open_layers import OpenLayers
 from mount.device.table import DataDevice, DeviceTable, TableDamaged
 from mount.device.waiting_reads import WaitingReads
@@ -72,6 +72,8 @@ class DeviceFiles:
         if parsed is None:
             raise NoSuchDevice(f"{name!r:.60} is no device file")
         number, stripe = parsed
+        if parsed == PROBE:
+            return inode_of(*PROBE), 0
         device = self._table.get(number)  # never from memory: it may have been removed
         if device is None or stripe >= device.geometry.stripes:
             raise NoSuchDevice(f"there is no device file {name!r:.60}")
@@ -80,6 +82,8 @@ class DeviceFiles:
 
     def size(self, inode: int) -> int:
         """Bytes of a device file; they never change. Raises NoSuchDevice or TableDamaged."""
+        if device_of(inode) == PROBE:
+            return 0
         device, stripe = self._device(inode)
         return device.file_size(stripe)
 
@@ -195,8 +199,10 @@ class DeviceFiles:
 
     def _tell(self, device: DataDevice, text: str) -> None:
         """Log why reads of a layer fail or are delayed, once for each reason."""
-        if (device.number, text) in self._told or len(self._told) > _MOST_REMEMBERED:
+        if (device.number, text) in self._told:
             return
+        if len(self._told) >= _MOST_REMEMBERED:
+            self._told.clear()
         self._told.add((device.number, text))
         layer = device.layer
         logger.error(

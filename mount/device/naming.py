@@ -9,6 +9,9 @@ ROOT_INODE = 1
 MAX_STRIPES = 64
 """Stripes of one data device that inode numbers leave room for."""
 
+PROBE = (0, 0)
+"""An empty file that is always there and never listed: numbers of layers begin at 1."""
+
 _FIRST_INODE = 2
 
 

@@ -15,6 +15,7 @@ import pyfuse3
 from mount.device.device_files import DeviceFiles
 from mount.device.errors import NoSuchDevice, ReadFailed
 from mount.device.naming import ROOT_INODE
+from mount.device.served_pages import ServedPages
 from mount.device.table import TableDamaged
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,11 @@ def error_number(error: Exception) -> int:
 class DeviceOperations(pyfuse3.Operations):
     """Request handlers. File handles are inode numbers: a new daemon knows those of a dead one."""
 
-    def __init__(self, files: DeviceFiles) -> None:
-        """``files`` answers."""
+    def __init__(self, files: DeviceFiles, served: ServedPages) -> None:
+        """``files`` answers, ``served`` is told what was answered."""
         super().__init__()
         self._files = files
+        self._served = served
 
     @_answering
     async def lookup(
@@ -123,7 +125,9 @@ class DeviceOperations(pyfuse3.Operations):
     @_answering
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Answer exactly what was asked for, or EIO."""
-        return await self._files.read(fh, off, size)
+        content = await self._files.read(fh, off, size)
+        self._served.note(fh, off, len(content))
+        return content
 
     @_answering
     async def release(self, fh: int) -> None:
@@ -142,9 +146,9 @@ class DeviceOperations(pyfuse3.Operations):
         return answer
 
 
-def begin(files: DeviceFiles, mount_point: str) -> None:
+def begin(files: DeviceFiles, served: ServedPages, mount_point: str) -> None:
     """Make pyfuse3's session; ``mount_point`` is ``/dev/fd/N``. Raises RuntimeError."""
-    pyfuse3.init(DeviceOperations(files), mount_point, set(OPTIONS))
+    pyfuse3.init(DeviceOperations(files, served), mount_point, set(OPTIONS))
 
 
 async def serve() -> None:

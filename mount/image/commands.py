@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,10 @@ from mount.image.records import ImageRecord, ImageRecords
 from mount.image.resolve import ResolvedImage, resolve_image
 from mount.mounting import system_calls
 from mount.mounting.errors import MountError
+from mount.mounting.layer_mounts import LayerMounts
 from mount.mounting.setting import layer_mounts
+from mount.supervisor.control import SupervisorError
+from mount.supervisor.control import stop as stop_supervising
 
 INTERRUPTED = 130
 """128 and SIGINT, as shells have it."""
@@ -186,7 +189,18 @@ async def _images(setting: Setting) -> AsyncIterator[ImageMounts]:
         )
         images = ImageMounts(root, mounts, client)
         await images.clean_up_abandoned()
-        yield images
+        try:
+            yield images
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_end_unused_supervisor, root, mounts)
+
+
+def _end_unused_supervisor(root: Path, mounts: LayerMounts) -> None:
+    """The mount daemon ends with the last layer; whoever needs it next starts it again."""
+    if not mounts.devices():
+        with suppress(SupervisorError):
+            stop_supervising(root)
 
 
 @asynccontextmanager

@@ -100,7 +100,8 @@ async def _read_config(client: RegistryClient, image: ImageReference, config: De
             body += piece
             if len(body) > config.size:
                 break
-    if Digest.of(bytes(body), config.digest.algorithm) != config.digest:
+    right = Digest.of(bytes(body), config.digest.algorithm) == config.digest
+    if not right or len(body) != config.size:
         raise ImageUnusable(f"{image}: the bytes of its configuration are not {config.digest}")
     return bytes(body)
 

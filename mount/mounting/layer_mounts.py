@@ -198,10 +198,9 @@ class LayerMounts:
         device = None if number is None else self.device(number)
         if device is None:
             # Entered by another process, or not at all.
-            of_layer = (each for each in self.devices() if each.layer.digest == layer.digest)
-            device = next(of_layer, None)
-        if device is not None:
-            self._numbers[layer.digest] = device.number
+            listed = {each.layer.digest: each for each in self.devices()}
+            self._numbers = {digest: each.number for digest, each in listed.items()}
+            device = listed.get(layer.digest)
         return device
 
     def through_fuse(self, number: int) -> bool:

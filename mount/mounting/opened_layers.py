@@ -1,6 +1,7 @@
 """The layer images that this process has open at the filler, each once."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
@@ -32,7 +33,10 @@ class OpenedLayers:
         self._client = client
         self._open: dict[Digest, OpenLayer] = {}
         self._opening: WeakValueDictionary[Digest, anyio.Lock] = WeakValueDictionary()
-        self._waiting: dict[Digest, int] = {}
+        self._held: Counter[Digest] = Counter()
+        """How many wait for a layer."""
+        self._waiting: Counter[Digest] = Counter()
+        """How many of them urgently."""
         self._whole_since: dict[Digest, float] = {}
 
     async def begin(self, layers: Iterable[KnownLayer]) -> None:
@@ -71,7 +75,7 @@ class OpenedLayers:
         self._changed(opened)
         opened.on_change = lambda: self._changed(opened)
         if opened.state != "complete":
-            opened.raise_priority(MOUNT if self._waiting.get(digest) else PREFETCH)
+            opened.raise_priority(MOUNT if self._waiting[digest] else PREFETCH)
         return opened
 
     async def mountable(self, layer: KnownLayer) -> OpenLayer:
@@ -79,18 +83,14 @@ class OpenedLayers:
 
         Raises FillFailed, FillerUnreachable.
         """
-        return await self._wait(layer, whole=False)
+        return await self._wait(layer, whole=False, urgent=True)
 
     async def complete(self, layer: KnownLayer, *, urgent: bool = True) -> OpenLayer:
         """Wait until a layer is whole and its diff ID has passed; as :meth:`mountable`.
 
         Where it is not ``urgent`` nothing goes before others for this.
         """
-        if urgent:
-            return await self._wait(layer, whole=True)
-        opened = await self.open(layer)
-        await opened.wait_complete()
-        return opened
+        return await self._wait(layer, whole=True, urgent=urgent)
 
     def whole(self, layer: KnownLayer) -> OpenLayer | None:
         """The open layer image, if it is whole and verified."""
@@ -105,26 +105,30 @@ class OpenedLayers:
     def close(self, layer: KnownLayer) -> None:
         """Stop to ask for a layer, unless somebody waits for it."""
         opened = self._open.get(layer.digest)
-        if opened is not None and not self._waiting.get(layer.digest):
+        if opened is not None and not self._held[layer.digest]:
             del self._open[layer.digest]
             self._whole_since.pop(layer.digest, None)
             self._client.close(opened)
 
-    async def _wait(self, layer: KnownLayer, *, whole: bool) -> OpenLayer:
+    async def _wait(self, layer: KnownLayer, *, whole: bool, urgent: bool) -> OpenLayer:
         digest = layer.digest
-        self._waiting[digest] = self._waiting.get(digest, 0) + 1
+        self._held[digest] += 1
+        self._waiting[digest] += urgent
         try:
             opened = await self.open(layer)
             ready = ("complete",) if whole else ("mountable", "complete")
             if opened.state not in ready:
-                opened.raise_priority(MOUNT)
+                if urgent:
+                    opened.raise_priority(MOUNT)
                 await (opened.wait_complete() if whole else opened.wait_mountable())
             return opened
         finally:
-            self._waiting[digest] -= 1
-            if not self._waiting[digest]:
-                del self._waiting[digest]
+            self._held[digest] -= 1
+            self._waiting[digest] -= urgent
+            if urgent and not self._waiting[digest]:
                 self._calm(digest)
+            if not self._held[digest]:
+                del self._held[digest], self._waiting[digest]
 
     def _calm(self, digest: Digest) -> None:
         """Nobody waits for it any more."""

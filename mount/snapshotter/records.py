@@ -225,9 +225,9 @@ class Records:
 
     # --- layers that cannot be mounted ---
 
-    def refuse(self, digest: Digest, reason: str, seconds: float | None) -> None:
-        """Remember for so long (None: for ever) that a layer cannot be mounted."""
-        until = None if seconds is None else time.time_ns() + int(seconds * 1e9)
+    def refuse(self, digest: Digest, reason: str, seconds: float) -> None:
+        """Remember for so long that a layer cannot be mounted."""
+        until = time.time_ns() + int(seconds * 1e9)
         self._database.execute(
             "INSERT OR REPLACE INTO refusal VALUES (?, ?, ?)", (str(digest), reason, until)
         )

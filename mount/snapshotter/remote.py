@@ -8,6 +8,8 @@ Prepare from what is known already, and the wait is in the Stat that follows.
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,9 +36,12 @@ logger = logging.getLogger(__name__)
 
 KNOWN_SECONDS = 1.0
 """In Prepare, for the question which layer a chain ID is."""
+SILENT_SECONDS = 10.0
+"""After a question without an answer nobody is asked for so long: a pull has many layers."""
 FAILED_SECONDS = 600.0
-"""A layer that could not be brought is pulled the ordinary way for so long; one whose content is
-at fault, for ever."""
+"""A layer that could not be brought is pulled the ordinary way for so long."""
+REFUSED_SECONDS = 7 * 86400.0
+"""And one whose content is at fault: that stays, but the next version may judge otherwise."""
 
 T = TypeVar("T")
 
@@ -56,6 +61,7 @@ class RemoteLayers:
         self._verifying: dict[tuple[KnownLayer, bool], asyncio.Task[None]] = {}
         self._locks: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._stopping = asyncio.Event()
+        self._silent_until = -math.inf
 
     # --- Prepare ---
 
@@ -95,12 +101,15 @@ class RemoteLayers:
                 manifest = Digest.parse(labels[MANIFEST_LABEL])
             except InvalidInput as error:
                 logger.info("snapshots: %s: %s", MANIFEST_LABEL, error)
+        if time.monotonic() < self._silent_until:
+            return None
         try:
             async with asyncio.timeout(KNOWN_SECONDS):
                 return await self._layers.known(
                     chain, manifest=manifest, image_ref=labels.get(IMAGE_REF_LABEL)
                 )
         except TimeoutError:
+            self._silent_until = time.monotonic() + SILENT_SECONDS
             logger.warning("snapshots: nobody says which layer %s is; it is unpacked", chain)
         except LayerUnavailable as error:
             logger.info("snapshots: %s: %s; it is unpacked", chain, error)
@@ -150,7 +159,7 @@ class RemoteLayers:
         self._verify(layer, urgent=False)
 
     async def _refuse(self, layer: KnownLayer, error: LayerUnavailable) -> None:
-        seconds = None if error.refused else FAILED_SECONDS
+        seconds = REFUSED_SECONDS if error.refused else FAILED_SECONDS
         logger.warning("snapshots: %s of %s: %s", layer.digest, layer.repository, error)
         await self._worker.run(self._records.refuse, layer.digest, str(error), seconds)
 

@@ -35,7 +35,7 @@ CREATE INDEX snapshot_parent ON snapshot (parent);
 CREATE INDEX snapshot_digest ON snapshot (digest) WHERE digest IS NOT NULL;
 CREATE INDEX snapshot_chain ON snapshot (chain) WHERE chain IS NOT NULL;
 CREATE TABLE unused_layer (digest TEXT PRIMARY KEY, layer TEXT NOT NULL) STRICT;
-CREATE TABLE refusal (digest TEXT PRIMARY KEY, reason TEXT NOT NULL, until INTEGER) STRICT;
+CREATE TABLE refusal (digest TEXT PRIMARY KEY, reason TEXT NOT NULL, until INTEGER NOT NULL) STRICT;
 """
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mount.device.places import MountPlaces
-from mount.supervisor.supervising import Settings, Supervisor, say
+from mount.supervisor.succession import Settings, say
+from mount.supervisor.supervising import Supervisor
 
 ALREADY_RUNNING = 3
 

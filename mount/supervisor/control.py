@@ -67,10 +67,7 @@ def ensure(
             if process is None:
                 process = _start(places, fill_socket, read_deadline_seconds, tuning)
             elif process.poll() not in (None, 3):  # 3: another one was quicker
-                raise SupervisorError(
-                    f"the mount's supervisor ended with status {process.returncode}; "
-                    f"see {places.log}"
-                ) from None
+                raise SupervisorError(_how_it_ended(places, process.returncode)) from None
         else:
             wanted = str(fill_socket), read_deadline_seconds
             if (known["fill_socket"], known["read_deadline_seconds"]) != wanted:
@@ -110,6 +107,13 @@ def _start(
     _started[:] = [earlier for earlier in _started if earlier.poll() is None]
     _started.append(process)
     return process
+
+
+def _how_it_ended(places: MountPlaces, exit_status: int) -> str:
+    """What a supervisor that did not come up has said last."""
+    lines = places.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = lines[-1] if lines else "it said nothing"
+    return f"the mount's supervisor ended with status {exit_status} ({places.log}): {last}"
 
 
 def status(root: Path) -> dict[str, object]:

@@ -22,10 +22,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def of_daemon(pid: int) -> int | None:
-    """A copy of the descriptor of a daemon that lives; None when ``pid`` is none."""
+def of_daemon(pid: int, root: Path) -> int | None:
+    """A copy of the descriptor of a daemon of ``root`` that lives; None when ``pid`` is none."""
     try:
-        if Path(f"/proc/{pid}/fd/{FUSE_DESCRIPTOR}").readlink() != Path("/dev/fuse"):
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        file = Path(f"/proc/{pid}/fd/{FUSE_DESCRIPTOR}").readlink()
+        if os.fsencode(root) not in arguments or file != Path("/dev/fuse"):
             return None
         process = os.pidfd_open(pid)
     except OSError:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mount.device.naming import PROBE, name_of
+
 _EVERY_SECONDS = 1.0
 _LET_GO_SECONDS = 2.0
 
@@ -17,6 +19,10 @@ class Probe:
 
     That wakes a daemon, too, that reads a request which has been taken back meanwhile: pyfuse3
     reads with the descriptor blocking, and with it the whole process.
+
+    First it opens and closes a file, once. The kernel learns from the answer that closing needs no
+    daemon (FUSE_FLUSH is not there); else whoever closes a device file while no daemon runs, or
+    forks with one open, would wait without listening to SIGKILL.
     """
 
     def __init__(self, target: Path) -> None:
@@ -44,6 +50,7 @@ class Probe:
             yield
         finally:
             self.broken = False
+            self.answered = 0.0
             self._pausing.clear()
             self._resumed.set()
 
@@ -55,6 +62,8 @@ class Probe:
                 self._idle.clear()
             self.asked = time.monotonic()
             try:
+                if not self.answered:
+                    os.close(os.open(self._target / name_of(*PROBE), os.O_RDONLY | os.O_CLOEXEC))
                 os.statvfs(self._target)
             except OSError as error:
                 self.broken = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from mount.device.places import MountPlaces
 from mount.device.table import DeviceTable
 from mount.mounting import mount_table, system_calls
@@ -96,7 +98,12 @@ class Mounted:
 
 @contextmanager
 def mounted(directory: Path) -> Iterator[Mounted]:
-    """A filler, and a root at which nothing runs yet; all is ended with the context."""
+    """A filler, and a root at which nothing runs yet; all is ended with the context.
+
+    Skips the test where it cannot mount.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("a FUSE mount has to be made by root")
     with LayerFiller(directory / "fill.sock") as filler:
         mount = Mounted(directory, filler)
         try:

@@ -93,6 +93,8 @@ def test_the_directory_lists_a_file_for_every_stripe(
             for name, inode, size in listed:
                 assert files.find(name) == (inode, size)
                 assert files.size(inode) == size
+            assert files.find(b"0.0") == (2, 0)
+            assert files.size(2) == 0
 
     trio.run(run)
 
@@ -352,7 +354,7 @@ def test_reads_that_wait_long_are_told_once_a_minute(
         reads.tell(now + 11)
         reads.tell(now + 30)
         assert len(caplog.records) == 1
-        assert "2 reads wait for bytes" in caplog.text
+        assert "reads that wait: 2" in caplog.text
         assert "offset 123" in caplog.text
         reads.tell(now + 80)
         assert len(caplog.records) == 2

@@ -19,7 +19,6 @@ from headstart.store.errors import FillFailed
 from headstart.store.geometry import MIB
 from mount.mounting import system_calls
 from mount.supervisor import control
-from tests.conftest import _needs_root
 from tests.device.layer_filler import bring, hold
 from tests.device.layers import StoredLayer
 from tests.device.mounted import Mounted, mounted
@@ -32,7 +31,6 @@ LARGE = 9 * MIB + 12345
 
 @pytest.fixture(scope="module")
 def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    _needs_root("a FUSE mount")
     with mounted(tmp_path_factory.mktemp("erofs")) as running:
         running.ensure()
         yield running

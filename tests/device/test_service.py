@@ -12,7 +12,6 @@ import pytest
 
 from headstart.store.geometry import MIB
 from mount.supervisor import control
-from tests.conftest import _needs_root
 from tests.device.layer_filler import wait_until
 from tests.device.layers import stored_layer
 from tests.device.mounted import Mounted, mounted
@@ -74,7 +73,6 @@ class ServiceManager:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mounted]:
-    _needs_root("a FUSE mount")
     with mounted(tmp_path) as running:
         running.places.run.mkdir()
         yield running

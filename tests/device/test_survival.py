@@ -17,7 +17,6 @@ from mount.device.places import MountPlaces
 from mount.mounting import mount_table, system_calls
 from mount.supervisor import control
 from mount.supervisor.fuse_connection import AnswerDiffers, FuseConnection
-from tests.conftest import _needs_root
 from tests.device.layer_filler import LayerFiller, bring, hold, wait_until
 from tests.device.layers import StoredLayer, stored_layer
 from tests.device.mounted import Mounted, Reader, fuse_connections, mounted
@@ -28,7 +27,6 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    _needs_root("a FUSE mount")
     with mounted(tmp_path_factory.mktemp("survival")) as running:
         yield running
 
@@ -196,21 +194,38 @@ def test_nothing_is_stopped_while_a_file_is_open(
         assert file.read(MIB) == stored.content[2 * MIB : 3 * MIB]
 
 
-@pytest.mark.parametrize("how", ["abort", "unmount"])
-def test_a_connection_that_somebody_has_ended_is_replaced(
-    mount: Mounted, device: Path, stored: StoredLayer, how: str
+def test_a_connection_that_the_kernel_has_ended_is_replaced(
+    mount: Mounted, device: Path, stored: StoredLayer
 ) -> None:
     number = str(control.status(mount.root)["device"]).partition(":")[2]
     mounts = mount.log().count("mount supervisor: mounted")
-    if how == "abort":
-        with fuse_connections() as connections:
-            (connections / number / "abort").write_text("1", encoding="ascii")
-    else:
-        system_calls.unmount(mount.places.device_files)
+    with fuse_connections() as connections:
+        (connections / number / "abort").write_text("1", encoding="ascii")
     mount.until_logged("mount supervisor: mounted", mounts + 1)
     wait_until(lambda: bool(control.status(mount.root)["answering"]))
     assert device.read_bytes() == stored.content
     assert mount_table.mounted_at(mount.places.device_files)[1:] == []
+
+
+def test_unmounting_ends_the_supervisor_too(
+    mount: Mounted, device: Path, stored: StoredLayer
+) -> None:
+    assert device.exists()
+
+    def unmount() -> bool:
+        try:
+            system_calls.unmount(mount.places.device_files)
+        except OSError as error:
+            assert error.errno == errno.EBUSY  # somebody looks whether it answers
+            return False
+        return True
+
+    wait_until(unmount)
+    wait_until(lambda: not mount.processes())
+    with pytest.raises(control.NotRunning):
+        control.status(mount.root)
+    mount.ensure()
+    assert device.read_bytes() == stored.content
 
 
 def test_f50_starting_and_stopping_leaves_nothing(
@@ -302,6 +317,13 @@ def test_other_options_are_refused_under_a_live_mount(connection: FuseConnection
     connection.settle(answer)
     with pytest.raises(AnswerDiffers):
         connection.settle(answer[:-1] + b"\1")
+
+
+def test_a_supervisor_that_cannot_mount_says_why(tmp_path: Path) -> None:
+    with mounted(tmp_path) as late:
+        late.places.device_files.write_text("not a directory", encoding="ascii")
+        with pytest.raises(control.SupervisorError, match="File exists"):
+            late.ensure()
 
 
 @pytest.mark.usefixtures("mount")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,19 +18,24 @@ from headstart.command.platform import own_platform
 from mount.image.filler_process import listens
 from mount.image.records import ImageRecords
 from mount.mounting.mount_table import mount_points, mounted_at
+from mount.supervisor.control import NotRunning
+from mount.supervisor.control import status as supervisor_status
+from tests.doubles.scripted_upstream import ScriptedUpstream
+from tests.layers.images import REPOSITORY, estargz, gzipped, serve, tar_of
 from tests.mounting.conftest import unmount_below
 from tests.parts.images import make_image, push
 from tests.parts.layers import Layer
 from tests.parts.processes import inherited_environment, program
 from tests.parts.registry import Registry
 
+MIB = 1 << 20
 DEADLINE_SECONDS = 60.0
 
 
 class Node:
     """A machine with a configuration, and a registry with an image."""
 
-    def __init__(self, directory: Path, registry: Registry) -> None:
+    def __init__(self, directory: Path, registry: Registry | ScriptedUpstream) -> None:
         self.directory = directory
         self.root = directory / "root"
         self.at = directory / "at"
@@ -161,7 +167,19 @@ def test_who_is_killed_is_cleaned_up_after_by_umount(node: Node, image: str) -> 
     node.assert_nothing_left()
 
 
-def test_files_of_an_image_are_listed_and_printed(node: Node, image: str) -> None:
+def test_a_filler_that_runs_is_used(node: Node, image: str) -> None:
+    with serving(node):
+        fillers = node.fillers()
+        node.run("mount", "--detach", image, str(node.at))
+        assert node.fillers() == fillers
+        assert (node.at / "content/1/hard").read_text() == "layer 1\n"
+        node.run("umount", "--lazy", str(node.at))
+        assert node.fillers() == fillers
+        show_and_print_files(node, image)
+    node.assert_nothing_left()
+
+
+def show_and_print_files(node: Node, image: str) -> None:
     listed = node.run("ls", image, "/content/1").splitlines()
     assert [line.split()[-1] for line in listed] == ["big", "hard", "program", "small", "big"]
     assert listed[-1].split()[0] == "lrwxrwxrwx"
@@ -170,19 +188,38 @@ def test_files_of_an_image_are_listed_and_printed(node: Node, image: str) -> Non
     assert node.run("cat", image, "content/1/hard") == "layer 1\n"
     missing = node.run("cat", image, "content/nothing", status=1)
     assert missing.startswith("headstart: content/nothing: no such file")
-    node.assert_nothing_left()
+    assert missing.count("\n") == 1
 
 
-def test_a_filler_that_runs_is_used(node: Node, image: str) -> None:
-    with serving(node) as mirror:
-        fillers = node.fillers()
-        node.run("mount", "--detach", image, str(node.at))
-        assert node.fillers() == fillers
-        assert (node.at / "content/1/hard").read_text() == "layer 1\n"
-        node.run("umount", "--lazy", str(node.at))
-        assert node.fillers() == fillers
-        mirror.terminate()
-    node.assert_nothing_left()
+def test_an_image_with_tocs_is_mounted_before_it_is_whole(tmp_path: Path) -> None:
+    weights = random.Random(1).randbytes(12 * MIB)
+    tar = tar_of({"etc/motd": b"on its way\n", "weights": weights})
+    with ScriptedUpstream() as upstream:
+        node = Node(tmp_path / "node", upstream)
+        layers = [estargz(tar), gzipped(tar_of({"top": b"top"}))]
+        served = serve(upstream, layers)
+        upstream.connection_rate = 256 * 1024
+        try:
+            name = f"{upstream.host}/{REPOSITORY}:v1"
+            node.run("mount", "--detach", name, str(node.at))
+            assert (node.at / "etc/motd").read_text() == "on its way\n"
+            assert (node.at / "top").read_text() == "top"
+            assert upstream.blob_bytes_sent() < len(served.layers[0].blob) // 2
+            assert supervisor_runs(node.root)
+            upstream.connection_rate = None
+            assert (node.at / "weights").read_bytes() == weights
+            node.run("umount", str(node.at))
+            assert not supervisor_runs(node.root)
+            node.assert_nothing_left()
+        finally:
+            unmount_below(tmp_path)
+
+
+def supervisor_runs(root: Path) -> bool:
+    try:
+        return bool(supervisor_status(root))
+    except NotRunning:
+        return False
 
 
 @contextmanager

@@ -20,33 +20,9 @@ from mount.mounting.mount_table import mounted_at, mounted_below
 from mount.mounting.overlay import mount_overlay
 from mount.mounting.probe import choose_mode
 from tests.mounting.layer_images import known_layer, small_image
-from tests.mounting.test_modes import loop_devices, mode, open_descriptors
-
-__all__ = ["mode"]
+from tests.mounting.machine import DeviceFiles, hide, loop_devices, open_descriptors
 
 BOTH = ("one", "other")
-
-
-class DeviceFiles:
-    """Stands for the FUSE file system: a tmpfs with a copy of every data device."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.asked = 0
-        directory.mkdir()
-        self.start()
-
-    def __call__(self) -> Path:
-        self.asked += 1
-        return self.directory
-
-    def start(self) -> None:
-        """A new file system, on top of the old one."""
-        system_calls.mount("none", self.directory, "tmpfs", 0, "")
-
-    def show(self, number: int, image: LayerImage) -> None:
-        for stripe, device in enumerate(image.devices):
-            shutil.copy(device, self.directory / f"{number}.{stripe}")
 
 
 @pytest.fixture
@@ -72,10 +48,6 @@ def mount_incomplete(
     mounted = mounts.mount(replace(image, verified=False), user)
     assert mounted.number == number and not mounted.direct
     return number
-
-
-def hide(path: Path) -> None:
-    system_calls.unmount(path, system_calls.MNT_DETACH)
 
 
 def test_a_whole_layer_is_mounted_from_the_stores_own_files(

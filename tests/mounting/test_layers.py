@@ -1,8 +1,6 @@
 """Layers as the snapshotter wants them, with a scripted filler and real mounts."""
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,77 +8,13 @@ import pytest
 from headstart.content.config import chain_ids
 from headstart.content.digest import Digest
 from headstart.store.errors import FillFailed
-from headstart.store.fill_client import FillClient
-from headstart.store.object_key import LayerKey
-from mount.device.table import DeviceTable
-from mount.layers import USER, FilledLayers
-from mount.mounting.layer_mounts import LayerImage, LayerMounts
+from mount.layers import FilledLayers
 from mount.mounting.leased_mounts import HOLDER
 from mount.mounting.mount_table import mounted_at, mounted_below
-from mount.mounting.probe import choose_mode
 from mount.snapshotter.errors import LayerUnavailable
 from mount.snapshotter.layers import Layers
-from tests.mounting.layer_images import known_layer, small_image
-from tests.mounting.scripted_layers import LayerFiller, ServedLayer
-from tests.mounting.test_layer_mounts import DeviceFiles, hide
-from tests.mounting.test_modes import open_descriptors
-
-PATIENCE_SECONDS = 20.0
-NAMES = ("base", "middle", "top")
-
-Scenario = Callable[["Stage", FilledLayers], Awaitable[None]]
-
-
-class Stage:
-    """An image of three layers at a filler, and a ``mount.root``."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        images = [small_image(root / "store" / name, {name: name.encode()}) for name in NAMES]
-        self.filler = LayerFiller(root / "fill.sock", images)
-        self.device_files = DeviceFiles(root / "devices-fs")
-        self.mode = choose_mode("auto", root / "run").mode
-
-    def mounts(self) -> LayerMounts:
-        """What a process of its own has."""
-        return LayerMounts(self.root, self.mode, self.device_files)
-
-    def play(self, scenario: Scenario, *, running: bool = True) -> None:
-        """Run a scenario; it ends within seconds and leaves no descriptor, task and handle."""
-
-        async def run() -> None:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                if running:
-                    await self.filler.start()
-                try:
-                    async with (
-                        FillClient(self.filler.path, "snapshotter") as client,
-                        FilledLayers(client, self.mounts()) as layers,
-                    ):
-                        await scenario(self, layers)
-                finally:
-                    await self.filler.stop()
-            await asyncio.sleep(0)
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-        before = open_descriptors()
-        asyncio.run(run())
-        assert open_descriptors() == before
-
-    @property
-    def top(self) -> ServedLayer:
-        return self.filler.layers[-1]
-
-    def complete(self) -> None:
-        """All layers are whole."""
-        for served in self.filler.layers:
-            self.filler.tell(served, "complete")
-
-    def show(self, image: LayerImage) -> None:
-        """Put the data device into the device file system, under the number it will have."""
-        geometry = image.geometry
-        shape = geometry.size, geometry.extent_size, geometry.stripes
-        self.device_files.show(DeviceTable(self.root).add(image.layer, *shape), image)
+from tests.mounting.layer_stage import Stage, begun, key, waiting
+from tests.mounting.machine import hide
 
 
 @pytest.fixture
@@ -88,25 +22,10 @@ def stage(root: Path) -> Stage:
     return Stage(root)
 
 
-def key(served: ServedLayer) -> str:
-    return str(LayerKey(served.image.layer.digest))
-
-
-async def begun(layers: FilledLayers, stage: Stage) -> None:
-    layers.begin(stage.filler.chain)
-    await stage.filler.until("open", 3)
-
-
-async def waiting(task: "asyncio.Task[None]") -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not task.done()
-
-
 def test_it_is_what_the_snapshotter_needs(stage: Stage) -> None:
     async def scenario(stage: Stage, layers: FilledLayers) -> None:
         needed: Layers = layers
-        assert needed is layers
+        assert await needed.known(Digest.of(b"x"), manifest=None, image_ref=None) is None
 
     stage.play(scenario)
 
@@ -198,7 +117,7 @@ def test_an_ordinary_layer_is_mounted_once_it_is_whole(stage: Stage) -> None:
         assert stage.filler.leases == {key(stage.top)}
         (lease,) = stage.filler.requests("lease")
         assert lease["holder"] == HOLDER
-        await layers.verified(layer)
+        await layers.verified(layer, urgent=True)
         await stage.filler.until("close")
 
     stage.play(scenario)
@@ -215,7 +134,7 @@ def test_a_layer_with_a_toc_is_mounted_before_and_replaced_when_it_is_whole(stag
         path = await layers.mounted(layer)
         assert (path / "top").read_bytes() == b"top"
         before = mounted_at(path)
-        task = asyncio.create_task(layers.verified(layer))
+        task = asyncio.create_task(layers.verified(layer, urgent=True))
         await waiting(task)
         assert stage.top in stage.filler.open_layers()
         stage.filler.tell(stage.top, "complete")
@@ -225,6 +144,28 @@ def test_a_layer_with_a_toc_is_mounted_before_and_replaced_when_it_is_whole(stag
         assert len(mounted_at(path)) == len(before) == 1
         await stage.filler.until("close")
         assert stage.top not in stage.filler.open_layers()
+
+    stage.play(scenario)
+
+
+def test_who_waits_without_haste_changes_no_priority(stage: Stage) -> None:
+    async def scenario(stage: Stage, layers: FilledLayers) -> None:
+        layer = stage.top.image.layer
+        await begun(layers, stage)
+        calm = asyncio.create_task(layers.verified(layer, urgent=False))
+        await waiting(calm)
+        urgent = asyncio.create_task(layers.verified(layer, urgent=True))
+        await stage.filler.until("want", 4)
+        assert stage.filler.priority(stage.top) == "mount"
+        urgent.cancel()
+        await stage.filler.until("want", 5)
+        assert stage.filler.priority(stage.top) == "prefetch"
+        assert len(stage.filler.requests("want")) == 5
+        both = calm, asyncio.create_task(layers.verified(layer, urgent=True))
+        await stage.filler.until("want", 6)
+        stage.filler.tell(stage.top, "complete")
+        await asyncio.gather(*both)
+        await stage.filler.until("close")
 
     stage.play(scenario)
 
@@ -279,10 +220,10 @@ def test_a_layer_that_is_refused_after_it_was_mounted_is_not_mounted_anew(stage:
         stage.show(stage.top.image)
         stage.filler.tell(stage.top, "mountable")
         await layers.mountable(layer)
-        task = asyncio.create_task(layers.verified(layer))
+        task = asyncio.create_task(layers.verified(layer, urgent=True))
         await stage.filler.until("want", 2)
         stage.filler.refuse(stage.top, FillFailed("digest", "its diff ID is another"))
-        for waiting_for in (task, layers.verified(layer), layers.mounted(layer)):
+        for waiting_for in (task, layers.verified(layer, urgent=True), layers.mounted(layer)):
             with pytest.raises(LayerUnavailable, match="its diff ID is another") as unavailable:
                 await waiting_for
             assert unavailable.value.refused
@@ -315,145 +256,3 @@ def test_a_kernel_that_refuses_makes_it_unavailable(stage: Stage) -> None:
         assert not unavailable.value.refused
 
     stage.play(scenario)
-
-
-def test_an_unmounted_layer_is_released(stage: Stage) -> None:
-    async def scenario(stage: Stage, layers: FilledLayers) -> None:
-        layer = stage.top.image.layer
-        stage.complete()
-        await layers.mountable(layer)
-        path = await layers.mounted(layer)
-        await layers.unmount(layer)
-        assert not path.exists()
-        assert stage.filler.leases == set()
-        await layers.unmount(layer)
-        await layers.unmount(known_layer())
-
-    stage.play(scenario)
-
-
-def test_a_layer_that_a_person_uses_keeps_mount_and_lease(stage: Stage) -> None:
-    async def scenario(stage: Stage, layers: FilledLayers) -> None:
-        layer = stage.top.image.layer
-        stage.complete()
-        await layers.mountable(layer)
-        path = await layers.mounted(layer)
-        stage.mounts().mount(stage.top.image, "mount-1234")
-        await layers.unmount(layer)
-        assert (path / "top").exists()
-        assert stage.filler.leases == {key(stage.top)}
-
-    stage.play(scenario)
-
-
-def test_a_release_that_a_new_mount_has_overtaken_is_taken_back(stage: Stage) -> None:
-    async def scenario(stage: Stage, layers: FilledLayers) -> None:
-        layer = stage.top.image.layer
-        stage.complete()
-        await layers.mountable(layer)
-        stage.filler.silent.add("release")
-        task = asyncio.create_task(layers.unmount(layer))
-        release = await stage.filler.until("release")
-        stage.mounts().mount(stage.top.image, "mount-1234")
-        stage.filler.leases.clear()
-        stage.filler.answer(release)
-        await task
-        assert stage.filler.leases == {key(stage.top)}
-
-    stage.play(scenario)
-
-
-def test_a_start_takes_over_what_snapshots_use(stage: Stage) -> None:
-    kept, dropped, _ = stage.filler.layers
-
-    async def first(stage: Stage, layers: FilledLayers) -> None:
-        stage.complete()
-        for served in (kept, dropped):
-            await layers.mountable(served.image.layer)
-
-    async def second(stage: Stage, layers: FilledLayers) -> None:
-        stage.filler.leases = {"layer:sha256:" + "0" * 64}
-        await layers.adopt([kept.image.layer, stage.top.image.layer])
-        await stage.filler.until("leases")
-        assert stage.filler.leases == {key(kept), key(stage.top)}
-        (mounted,) = mounted_below(stage.root / "layers")
-        assert await layers.mounted(kept.image.layer) == mounted.path
-        assert stage.mounts().used_by(USER) == [int(mounted.path.name)]
-
-    stage.play(first)
-    opened = len(stage.filler.requests("open"))
-    stage.play(second)
-    assert len(stage.filler.requests("open")) == opened
-
-
-def test_a_start_does_not_wait_for_the_filler(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def first(stage: Stage, layers: FilledLayers) -> None:
-        stage.complete()
-        await layers.mountable(stage.top.image.layer)
-
-    async def second(stage: Stage, layers: FilledLayers) -> None:
-        layer = stage.top.image.layer
-        await layers.adopt([layer])
-        path = await layers.mounted(layer)
-        assert (path / "top").read_bytes() == b"top"
-        await stage.filler.start()
-        await stage.filler.until("leases")
-
-    stage.play(first)
-    stage.play(second, running=False)
-
-
-def test_a_layer_that_was_not_whole_goes_on_after_a_start(stage: Stage) -> None:
-    async def first(stage: Stage, layers: FilledLayers) -> None:
-        stage.show(stage.top.image)
-        stage.filler.tell(stage.top, "mountable")
-        await layers.mountable(stage.top.image.layer)
-
-    async def second(stage: Stage, layers: FilledLayers) -> None:
-        opened = len(stage.filler.requests("open"))
-        wanted = len(stage.filler.requests("want"))
-        await layers.adopt([stage.top.image.layer])
-        await stage.filler.until("open", opened + 1)
-        want = await stage.filler.until("want", wanted + 1)
-        assert want["priority"] == "prefetch"
-
-    stage.play(first)
-    stage.play(second)
-
-
-def test_a_mount_that_takes_its_time_holds_up_nobody(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released, finished = threading.Event(), threading.Event()
-    mount = LayerMounts.mount
-
-    def slow(self: LayerMounts, image: LayerImage, user: str) -> object:
-        if image.layer != stage.top.image.layer:
-            return mount(self, image, user)
-        released.wait(PATIENCE_SECONDS)
-        try:
-            return mount(self, image, user)
-        finally:
-            finished.set()
-
-    monkeypatch.setattr(LayerMounts, "mount", slow)
-
-    async def scenario(stage: Stage, layers: FilledLayers) -> None:
-        stage.complete()
-        stuck = asyncio.create_task(layers.mountable(stage.top.image.layer))
-        base = stage.filler.layers[0].image.layer
-        await layers.mountable(base)
-        assert ((await layers.mounted(base)) / "base").exists()
-        await waiting(stuck)
-        stuck.cancel()
-        await asyncio.gather(stuck, return_exceptions=True)
-        released.set()
-        await asyncio.to_thread(finished.wait, PATIENCE_SECONDS)
-        assert stage.mounts().mount(stage.top.image, USER).direct
-
-    try:
-        stage.play(scenario)
-    finally:
-        released.set()

@@ -14,7 +14,7 @@ from mount.mounting.modes import FileMode, LayerFiles, LoopMode, Mode
 from mount.mounting.mount_table import mounted_at
 from mount.mounting.overlay import mount_overlay
 from mount.mounting.probe import Choice, choose_mode, why_not
-from tests.mounting.conftest import unmount_below
+from tests.mounting.conftest import unmount_below, usable
 from tests.mounting.filesystem_suite import (
     BIG,
     PLAIN,
@@ -24,27 +24,14 @@ from tests.mounting.filesystem_suite import (
     sample_tree,
 )
 from tests.mounting.layer_images import make_image, small_image
+from tests.mounting.machine import loop_devices, open_descriptors
 
-MODES: dict[str, Mode] = {"file": FileMode(), "loop": LoopMode()}
 VARIANTS = [("file", 1), ("file", 3), ("loop", 1)]
 
 
 def files_of(directory: Path, stripes: int = 1) -> LayerFiles:
     image = make_image(directory, sample_tree(), stripes=stripes)
     return LayerFiles(image.meta, image.devices)
-
-
-@pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest, tmp_path: Path) -> Mode:
-    """Each mode that works on this machine."""
-    return usable(str(request.param), tmp_path)
-
-
-def usable(name: str, directory: Path, stripes: int = 1) -> Mode:
-    reason = why_not(MODES[name], directory, [directory] * stripes)
-    if reason is not None:
-        pytest.skip(f"mount.mode {name} does not work here: {reason}")
-    return MODES[name]
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda variant: "-".join(map(str, variant)))
@@ -250,12 +237,3 @@ def test_changes_go_to_the_upper_directory(root: Path, mode: Mode) -> None:
     (target / "new").write_bytes(b"new")
     assert (upper / "plain").read_bytes() == b"changed"
     assert (layer / "plain").read_bytes() == PLAIN
-
-
-def loop_devices() -> set[str]:
-    """Names of the loop devices that have a file."""
-    return {path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")}
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))

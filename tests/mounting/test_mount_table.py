@@ -18,7 +18,9 @@ from mount.mounting.mount_table import (
     unescape,
 )
 
-NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: not {0, 0x2F} & set(name))
+NAMES = st.binary(min_size=1, max_size=40).filter(
+    lambda name: not {0, 0x2F} & set(name) and name not in (b".", b"..")
+)
 
 
 def escaped(name: bytes) -> bytes:

@@ -19,8 +19,8 @@ from mount.image.records import ImageRecord
 from mount.image.resolve import ResolvedImage
 from mount.mounting import system_calls
 from mount.mounting.mount_table import mounted_at, mounted_below
-from tests.mounting.test_layers import NAMES, PATIENCE_SECONDS, Stage
-from tests.mounting.test_modes import loop_devices, open_descriptors
+from tests.mounting.layer_stage import NAMES, PATIENCE_SECONDS, Stage
+from tests.mounting.machine import loop_devices, open_descriptors
 
 Scenario = Callable[["Person", ImageMounts], Awaitable[None]]
 

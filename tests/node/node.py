@@ -72,7 +72,8 @@ class Snapshotter(Server):
             super().__exit__(None, None, None)
         finally:
             for path in sorted(self.mounts(), key=len, reverse=True):
-                subprocess.run(["umount", "--lazy", path], capture_output=True)
+                if not path.endswith("/devices-fs"):
+                    subprocess.run(["umount", path], capture_output=True)
             run(self._command("snapshotter", "--stop"))
             shutil.rmtree(self.run_directory, ignore_errors=True)
 

@@ -102,10 +102,25 @@ def test_without_the_label_nobody_is_asked(run: Run) -> None:
     run(scenario)
 
 
-def test_a_filler_that_is_silent_costs_a_second_and_the_layer_is_unpacked(run: Run) -> None:
+def test_a_filler_that_is_silent_costs_a_pull_one_second_and_not_one_a_layer(run: Run) -> None:
+    async def scenario(client: SnapshotsClient, layers: ScriptedLayers) -> None:
+        layers.silent = True
+        for position in range(3):
+            assert await unpacked(client, chain_of(APP, position))
+        assert len(layers.asked) == 1
+
+    run(scenario)
+
+
+def test_a_filler_that_was_silent_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mount.snapshotter.remote.KNOWN_SECONDS", 0.05)
+    monkeypatch.setattr("mount.snapshotter.remote.SILENT_SECONDS", 0.0)
+
     async def scenario(client: SnapshotsClient, layers: ScriptedLayers) -> None:
         layers.silent = True
         assert await unpacked(client, chain_of(APP, 0))
+        layers.silent = False
+        assert not await unpacked(client, chain_of(APP, 0))
 
     run(scenario)
 

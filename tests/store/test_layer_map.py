@@ -87,6 +87,13 @@ def test_readers_see_the_blocks_that_were_set_and_no_others(
             set_bytes(writer, first * BLOCK_SIZE, stop * BLOCK_SIZE)
             here.update(range(first, stop))
         assert reader.present() == len(here) * BLOCK_SIZE
+        for extent in range(geometry.extents):
+            stripe, record = reader.locate(extent)
+            first = data.draw(st.integers(0, reader.blocks(extent)))
+            stop = data.draw(st.integers(first, reader.blocks(extent)))
+            base = extent * geometry.extent_size // BLOCK_SIZE
+            expected = sum(block in here for block in range(base + first, base + stop))
+            assert stripe.count(record, first, stop) == expected
         for _ in range(4):
             offset = data.draw(st.integers(0, geometry.size + BLOCK_SIZE))
             limit = data.draw(st.sampled_from([0, 1, BLOCK_SIZE, 3 * MIB, 1 << 40]))
@@ -132,6 +139,9 @@ def test_verified_needs_every_stripe_and_no_doubt() -> None:
         def state() -> tuple[bool, bool, bool]:
             return reader.complete, reader.verified, reader.doubted
 
+        writer.set_flag(FLAG_VERIFIED, True)
+        assert state() == (False, False, False)
+        writer.set_flag(FLAG_VERIFIED, False)
         writer.set_flag(FLAG_COMPLETE, True)
         assert state() == (True, False, False)
         assert reader.available(0, 1 << 40) == THREE_STRIPES.size

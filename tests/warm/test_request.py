@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from headstart.command.complaint import ConfigurationError
+from headstart.command.platform import own_platform
 from headstart.content.manifest import Platform
 from headstart.registry.upstream import Upstream
-from proxy.warm.request import MOST_IMAGES, WarmRequest, more_urgent, own_platform
+from proxy.warm.request import MOST_IMAGES, WarmRequest, more_urgent
 
 UPSTREAMS = {
     "docker.io": Upstream("docker.io", "https://registry-1.docker.io"),

@@ -121,10 +121,12 @@ class ChunkTable:
 
         None has the padding between files.
         """
+        if device_stop <= device_start:
+            return range(0)
         first = bisect_right(self._device_offsets, device_start) - 1
         if first < 0 or self._device_offsets[first] + self._sizes[first] <= device_start:
             first += 1
-        return range(first, max(first, bisect_left(self._device_offsets, device_stop)))
+        return range(first, bisect_left(self._device_offsets, device_stop))
 
     def chunks_before(self, offset: int) -> range:
         """The chunks in members that begin before ``offset`` of the blob: to prefetch."""

@@ -1,20 +1,16 @@
 """The last bytes of a blob, which say where its TOC is.
 
-eStargz (stargz-snapshotter, docs/estargz.md; gzip: RFC 1952): an empty gzip member of 51 bytes.
+eStargz (stargz-snapshotter, docs/estargz.md): an empty gzip member (RFC 1952) of 51 bytes.
 
-=====  ==========================================================================
-bytes
-=====  ==========================================================================
-10     gzip header: 1f 8b, method 8 (deflate), flags 4 (Extra field only), then
-       time (4), compression (1) and system (1), which say nothing and may be any
-2      size of the Extra field, little-endian: 26 = 4 + 22
-2      subfield ID: ``SG``
-2      size of the subfield, little-endian: 22 = 16 + 6
-16     the TOC's offset in the blob, in lower-case hexadecimal digits
-6      ``STARGZ``
-5      deflate: one last stored block (01) of size 0 (00 00) and its complement (ff ff)
-8      gzip trailer: CRC-32 and size of nothing, both 0
-=====  ==========================================================================
+- 10: gzip header: 1f 8b, method 8 (deflate), flags 4 (an Extra field, nothing else), then time (4),
+  compression (1) and system (1), which say nothing and may be any
+- 2: size of the Extra field, little-endian: 26 = 2 + 2 + 22
+- 2: ID of its one subfield: ``SG``
+- 2: size of that subfield, little-endian: 22 = 16 + 6
+- 16: the TOC's offset in the blob, in lower-case hexadecimal digits
+- 6: ``STARGZ``
+- 5: deflate: one last stored block (01) of size 0 (00 00) and its complement (ff ff)
+- 8: gzip trailer: CRC-32 and size of nothing, both 0
 
 stargz (google/crfs), 47 bytes: the same without subfield ID and size, so that the Extra field has
 22 bytes. stargz-snapshotter accepts it too, and wrote it before its version 0.2.

@@ -122,7 +122,9 @@ def parse_toc(
         if entry.name.endswith(b".landmark"):
             path = clean(entry.name, caps)
             if path == PREFETCH_LANDMARK:
-                landmark_offset = number(members, "offset")
+                # A member that it shares with files before it is wanted too.
+                shared = number(members, "innerOffset") > 0
+                landmark_offset = number(members, "offset") + shared
             elif path == NO_PREFETCH_LANDMARK:
                 no_prefetch = True
     tree.finish()

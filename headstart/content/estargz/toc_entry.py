@@ -45,7 +45,7 @@ def layer_entry(members: Members) -> Entry:
         number(members, "mode") & 0o7777,
         number(members, "uid"),
         number(members, "gid"),
-        _nanoseconds(modified) if modified else 0,
+        _time(modified),
         number(members, "size") if kind is EntryKind.REGULAR else 0,
         text(members, "linkName") if kind in _LINKS else b"",
         (number(members, "devMajor"), number(members, "devMinor")) if kind in _DEVICES else (0, 0),
@@ -97,15 +97,23 @@ def _xattrs(given: object, name: bytes) -> Mapping[bytes, bytes]:
     return found
 
 
+def _time(value: object) -> int:
+    """A time of RFC 3339 in nanoseconds from the epoch; 0 where it is left out or empty."""
+    if value is None or value == "":
+        return 0
+    if isinstance(value, str):
+        return _nanoseconds(value)
+    raise LayerRefused(f"its TOC has {value!r:.40} for a time")
+
+
 @lru_cache(maxsize=4096)
-def _nanoseconds(value: object) -> int:
-    """A time of RFC 3339 in nanoseconds from the epoch."""
-    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+def _nanoseconds(value: str) -> int:
+    found = _TIME.fullmatch(value)
     if found is not None:
         whole, fraction, zone = found.groups()
         try:
             moment = datetime.fromisoformat(whole + zone)
-        except (ValueError, OverflowError):
+        except ValueError:
             pass
         else:
             seconds = round(moment.timestamp())

@@ -23,7 +23,7 @@ _PIECE_SIZE = MIB
 _WINDOW_SIZE = 128 * MIB
 """What ``zstd -d`` allows; Go's encoder asks for 32 MiB at its best level."""
 
-_ZSTD_FEED = 512
+_ZSTD_FEED = 64
 """Bytes given at once: there is no cap on what comes back, but four bytes are at most 128 KiB."""
 
 _TRAILER_BYTES = 16 * 1024

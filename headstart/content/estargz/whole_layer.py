@@ -41,8 +41,11 @@ class WholeLayer:
     def feed(self, member: int, piece: memoryview) -> None:
         """The next inflated bytes of ``member``; those of the one before are over.
 
-        A member that inflates to nothing may be left out. Raises LayerRefused.
+        A member that inflates to nothing may be left out. Raises LayerRefused; ValueError for a
+        member that is over.
         """
+        if member < self._member:
+            raise ValueError(f"member {member} is over: {self._member} has begun")
         while member != self._member:
             self._end_member()
             self._member += 1

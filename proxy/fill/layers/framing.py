@@ -48,9 +48,10 @@ class FrameFile:
     def __init__(
         self, path: Path, members: int, reserve: Callable[[int], None] = lambda length: None
     ) -> None:
-        """Open or make the file of a blob of so many members; ``reserve`` is told of its growth.
+        """Open or make the file of a blob of so many members.
 
-        Raises OSError.
+        ``reserve`` is told of its growth, by one thread at a time, and may refuse it by any
+        exception. Raises OSError.
         """
         self._path = path
         self._reserve = reserve

@@ -113,14 +113,15 @@ def _gunzip(pieces: Pieces) -> Iterator[bytes]:
             if member is None:
                 # A header cut in two is not read right by isal: its own state is lost in between.
                 header += given
-                length = None if padding else gzip_header_size(header)
+                if padding or header[0] == 0:
+                    # Some programs fill up their last block.
+                    padding = True
+                    if header.strip(b"\0"):
+                        raise LayerRefused("garbage follows the last member of its gzip stream")
+                    header = b""
+                length = gzip_header_size(header)
                 if length is None:
                     position += len(given)
-                    if not header.strip(b"\0"):
-                        # Some programs fill up their last block.
-                        padding, header = True, b""
-                    elif padding:
-                        raise LayerRefused("garbage follows its last gzip member")
                     continue
                 member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP_NO_HDR_VER)
                 position -= len(header) - len(given) - length
@@ -162,8 +163,6 @@ def gzip_header_size(start: bytes) -> int | None:
     Raises LayerRefused for what is none (RFC 1952, 2.3).
     """
     if not _GZIP.startswith(start[:3]):
-        if start[:1] == b"\0":
-            return None
         raise LayerRefused("what follows in its gzip stream is no gzip member")
     if len(start) < _FIXED_HEADER:
         return None

@@ -1,36 +1,31 @@
 """The files of one layer image, opened for writing: reserve, write, publish in the map, remove."""
 
-import contextlib
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from blake3 import blake3
 
 from headstart.content.digest import Digest
-from headstart.store.extent_map import STATE_HASHED, STATE_UNCHECKED, boot_id
 from headstart.store.geometry import MIB, Geometry
 from headstart.store.layer_map import (
     BLOCK_SIZE,
-    FLAG_COMPLETE,
-    FLAG_DOUBTED,
-    FLAG_VERIFIED,
     LayerMap,
     LayerStripeMap,
     MapDamaged,
     MetaRecord,
 )
 from headstart.store.layout import Layout
+from proxy.fill.layers.kept_layer import KeptLayer
 from proxy.fill.layers.stored_layers import remove_layer, usable_stripes
 from proxy.fill.stripe_files import map_path
 from proxy.fill.system_calls import reserve_space
 
 RESERVE_STEP = 4 * MIB
 """Disk space is taken in steps of this many bytes: a layer of which little is read takes little."""
-READ_BACK_SIZE = MIB
 LARGEST_WRITE = MIB
 MOST_PIECES = 1024
 """IOV_MAX of Linux (uio(7)): the pieces of one pwritev(2)."""
@@ -63,7 +58,7 @@ class _NoAccount:
 NO_ACCOUNT: Room = _NoAccount()
 
 
-class LayerFiles:
+class LayerFiles(KeptLayer):
     """All stripes of one layer image. Writes to different places may come from different threads.
 
     Of an image whose size is not known yet nothing is published before :meth:`finish`; without a
@@ -80,21 +75,12 @@ class LayerFiles:
         room: Room,
     ) -> None:
         """Made by :meth:`create` and :meth:`open`."""
-        self.layout = layout
-        self.digest = digest
-        self.geometry = geometry
-        self.paths = layout.layer_paths(digest, geometry.stripes)
-        self.maps = [map_path(path) for path in self.paths]
-        self.meta_path = layout.layer_meta_path(digest)
-        self.frame_path = layout.layer_frame_path(digest)
-        self.map = layer_map
-        self._descriptors = descriptors
+        super().__init__(layout, digest, geometry, descriptors, layer_map)
         self._room = room
         self._lock = threading.Lock()
         self._step = math.gcd(geometry.extent_size, RESERVE_STEP)
-        self._reserved: set[int] = set()
+        self._reserved = set(self._begun())
         self._reserving = threading.Lock()
-        self._closed = False
 
     @classmethod
     def create(
@@ -155,7 +141,7 @@ class LayerFiles:
             for path in paths:
                 descriptors.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
             files = cls(layout, digest, layer_map.geometry, descriptors, layer_map, room)
-            files._trust()
+            files.trust()
         except (OSError, MapDamaged) as error:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -168,20 +154,16 @@ class LayerFiles:
 
     # --- writing ---
 
-    @property
-    def size(self) -> int:
-        """Bytes of the data device; 0 while that is not known."""
-        return self.geometry.size
-
-    @property
-    def stripes(self) -> int:
-        """How many directories the data device is spread over."""
-        return self.geometry.stripes
-
-    @property
-    def extent_size(self) -> int:
-        """Bytes of an extent."""
-        return self.geometry.extent_size
+    def _begun(self) -> Iterator[int]:
+        """The steps of which something is here: they have their space."""
+        if self.map is None or self.map.complete or not self.map.present():
+            return
+        extent_blocks, blocks = self.extent_size // BLOCK_SIZE, self._step // BLOCK_SIZE
+        for step in range(-(-self.size // self._step)):
+            extent, first = divmod(step * blocks, extent_blocks)
+            stripe, record = self.map.locate(extent)
+            if stripe.count(record, first, first + blocks):
+                yield step
 
     def write(self, offset: int, pieces: Sequence[memoryview | bytes]) -> None:
         """Write pieces one after the other from ``offset`` on; the map is not touched.
@@ -255,7 +237,7 @@ class LayerFiles:
 
         Returns the extents that are whole by this; their BLAKE3 is to be recorded.
         """
-        layer_map = self._published()
+        layer_map = self.published()
         whole: list[int] = []
         first, last = -(-start // BLOCK_SIZE), stop // BLOCK_SIZE
         blocks_per_extent = self.geometry.extent_size // BLOCK_SIZE
@@ -274,12 +256,8 @@ class LayerFiles:
 
     def set_blake3(self, extent: int, digest: bytes) -> None:
         """Record the digest of a whole extent."""
-        stripe, record = self._published().locate(extent)
+        stripe, record = self.published().locate(extent)
         stripe.set_blake3(record, digest)
-
-    def available(self, offset: int, limit: int) -> int:
-        """How many bytes can be read from ``offset`` on, at most ``limit``."""
-        return self._published().available(offset, limit)
 
     def write_meta(self, meta: bytes) -> None:
         """Write the metadata whole, under its name at once; only after this can it be mounted.
@@ -287,7 +265,7 @@ class LayerFiles:
         Not forced to disk: the map has its BLAKE3, and after another boot it is held against that.
         Raises OSError.
         """
-        layer_map = self._published()
+        layer_map = self.published()
         temporary = self.meta_path.with_name(self.meta_path.name + ".new")
         self.count(len(meta))
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
@@ -306,190 +284,6 @@ class LayerFiles:
             os.close(descriptor)
         digest = blake3(meta).digest()
         layer_map.stripes[0].record_meta(MetaRecord(status.st_size, status.st_ctime_ns, digest))
-
-    @property
-    def has_meta(self) -> bool:
-        """Whether the metadata is written."""
-        return self.map is not None and self.map.stripes[0].meta.size > 0
-
-    # --- reading back ---
-
-    def read_into(self, offset: int, target: memoryview) -> int:
-        """Read into ``target``; how many bytes, fewer only at an extent's end. Raises OSError."""
-        stripe, file_offset = self.geometry.place(offset)
-        within = self.geometry.extent_size - offset % self.geometry.extent_size
-        return os.preadv(self._descriptors[stripe], [target[:within]], file_offset)
-
-    def blake3_of(self, extent: int) -> bytes:
-        """The digest of an extent's bytes as they are on disk now. Raises OSError."""
-        hasher = blake3()
-        buffer = memoryview(bytearray(READ_BACK_SIZE))
-        position = extent * self.geometry.extent_size
-        stop = position + self.geometry.extent_length(extent)
-        while position < stop:
-            count = self.read_into(position, buffer[: min(READ_BACK_SIZE, stop - position)])
-            if count == 0:
-                break
-            hasher.update(buffer[:count])
-            position += count
-        return hasher.digest()
-
-    def unchecked(self, extent: int) -> bool:
-        """Whether the extent must match its BLAKE3 before it is believed."""
-        return self._published().unchecked(extent)
-
-    def check_extent(self, extent: int) -> bool:
-        """Hold an unchecked extent against its BLAKE3; False: the layer image is to be dropped.
-
-        When the last one of a complete image is right, the image is as it was before.
-        """
-        layer_map = self._published()
-        stripe, record = layer_map.locate(extent)
-        try:
-            right = self.blake3_of(extent) == stripe.blake3(record)
-        except OSError:
-            right = False
-        if not right:
-            stripe.clear(record)
-            return False
-        stripe.set_state(record, STATE_HASHED)
-        if layer_map.doubted and not any(map(self.unchecked, range(self.geometry.extents))):
-            self._record_times()
-            layer_map.set_flag(FLAG_DOUBTED, False)
-        return True
-
-    def check(self) -> bool:
-        """Check every extent that is unchecked; False at the first one that is wrong."""
-        unchecked = filter(self.unchecked, range(self.geometry.extents))
-        return all(map(self.check_extent, unchecked))
-
-    def _trust(self) -> None:
-        """Believe no more of what was opened than can be believed. Raises MapDamaged, OSError."""
-        layer_map = self._published()
-        boot = boot_id()
-        doubtful = any(stripe.boot != boot for stripe in layer_map.stripes)
-        for stripe, descriptor in enumerate(self._descriptors):
-            status = os.fstat(descriptor)
-            if status.st_size != self.geometry.stripe_length(stripe):
-                raise MapDamaged(f"{self.paths[stripe]} has {status.st_size} bytes")
-            recorded = layer_map.stripes[stripe].recorded
-            if recorded not in ((0, 0), (status.st_size, status.st_ctime_ns)):
-                doubtful = True
-        self._check_meta(rebooted=doubtful)
-        if doubtful:
-            self._distrust()
-        for stripe_map in layer_map.stripes:
-            stripe_map.set_boot(boot)
-
-    def _check_meta(self, *, rebooted: bool) -> None:
-        """The metadata must be what was written: nothing can be told from it block by block."""
-        first = self._published().stripes[0]
-        known = first.meta
-        if known.size == 0:
-            raise MapDamaged(f"{self.meta_path} was not written")
-        status = os.stat(self.meta_path)
-        if not rebooted and (status.st_size, status.st_ctime_ns) == known[:2]:
-            return
-        meta = self.meta_path.read_bytes()
-        if blake3(meta).digest() != known.blake3:
-            raise MapDamaged(f"{self.meta_path} is not what was written")
-        first.record_meta(MetaRecord(status.st_size, status.st_ctime_ns, known.blake3))
-
-    def _distrust(self) -> None:
-        """Every extent is unchecked, or a miss when it has no BLAKE3 to be checked against."""
-        layer_map = self._published()
-        layer_map.set_flag(FLAG_DOUBTED, layer_map.complete or layer_map.doubted)
-        for extent in range(self.geometry.extents):
-            stripe, record = layer_map.locate(extent)
-            if stripe.state(record) & STATE_HASHED:
-                stripe.set_state(record, STATE_HASHED | STATE_UNCHECKED)
-            else:
-                layer_map.set_flag(FLAG_COMPLETE | FLAG_VERIFIED | FLAG_DOUBTED, False)
-                stripe.clear(record)
-        if not self.geometry.extents:
-            layer_map.set_flag(FLAG_DOUBTED, False)
-
-    # --- the whole image ---
-
-    @property
-    def complete(self) -> bool:
-        """Whether every block is here and believed."""
-        return self.map is not None and self.map.complete
-
-    @property
-    def verified(self) -> bool:
-        """Whether it is complete and verified by its diff ID."""
-        return self.map is not None and self.map.verified
-
-    @property
-    def doubted(self) -> bool:
-        """Whether a complete image has extents that are unchecked."""
-        return self.map is not None and self.map.doubted
-
-    def mark_complete(self) -> None:
-        """Every block has been published, and the metadata written."""
-        self._record_times()
-        self._published().set_flag(FLAG_COMPLETE, True)
-
-    def mark_verified(self) -> None:
-        """The tar of the complete image has the layer's diff ID; readers see it at once.
-
-        :meth:`sync` makes it last. A power cut before that leaves a map that is doubted.
-        """
-        self.mark_complete()
-        self._published().set_flag(FLAG_VERIFIED, True)
-        self.frame_path.unlink(missing_ok=True)
-
-    def sync(self) -> None:
-        """Force bytes and metadata, then maps, to disk. Raises OSError: it must not be kept."""
-        for descriptor in self._descriptors:
-            os.fsync(descriptor)
-        for path in (self.meta_path, *{path.parent for path in (self.meta_path, *self.paths)}):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        for stripe_map in self._published().stripes:
-            stripe_map.sync()
-
-    def _record_times(self) -> None:
-        for descriptor, stripe_map in zip(
-            self._descriptors, self._published().stripes, strict=True
-        ):
-            status = os.fstat(descriptor)
-            stripe_map.record(status.st_size, status.st_ctime_ns)
-
-    def allocated(self) -> int:
-        """Bytes that all files take on disk."""
-        total = 0
-        for path in (*self.paths, *self.maps, self.meta_path, self.frame_path):
-            with contextlib.suppress(OSError):
-                total += os.stat(path).st_blocks * 512
-        return total
-
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """The open files of the data device, by stripe."""
-        return tuple(self._descriptors)
-
-    def unlink(self) -> None:
-        """Remove all files; open readers finish."""
-        remove_layer(self.layout, self.digest)
-
-    def close(self) -> None:
-        """Close files and maps."""
-        if not self._closed:
-            self._closed = True
-            for descriptor in self._descriptors:
-                os.close(descriptor)
-            if self.map is not None:
-                self.map.close()
-
-    def _published(self) -> LayerMap:
-        if self.map is None:
-            raise ValueError(f"{self.digest}: its size is not known yet")
-        return self.map
 
 
 def _create_map(layout: Layout, digest: Digest, geometry: Geometry) -> LayerMap:

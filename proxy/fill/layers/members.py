@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import deflate
 
-from headstart.content.estargz.chunks import Member
+from headstart.content.estargz.chunks import Chunk, Member
 from headstart.content.estargz.toc import Toc
 from headstart.content.layer.caps import DEFAULT_CAPS, LayerCaps
 from headstart.content.layer.errors import LayerRefused
@@ -56,7 +56,7 @@ class MemberWriter:
         self._taken: set[int] = set()
         self._framing_left = caps.expanded_limit(source.size)
         self._starts = array("Q", (self.chunks.member(n).start for n in range(self.chunks.members)))
-        self.frame = FrameFile(files.frame_path, self.chunks.members, files.count)
+        self.frame = FrameFile(files.frame_path, self.chunks.members, self._count_framing)
         self._verified = bytearray(len(self.chunks))
         if files.map is not None and files.map.present():
             self._find_verified()
@@ -127,19 +127,19 @@ class MemberWriter:
                 self._taken.discard(member)
         return True
 
-    def count_framing(self, length: int) -> None:
-        """Bound what the framing of all members takes. Raises LayerRefused."""
-        with self._lock:
-            self._framing_left -= length
-            if self._framing_left < 0:
-                raise LayerRefused("it expands to more than a layer may")
+    def _count_framing(self, length: int) -> None:
+        """Bound what the framing of all members takes. Raises LayerRefused, OSError."""
+        self._framing_left -= length
+        if self._framing_left < 0:
+            raise LayerRefused("it expands to more than a layer may")
+        self.files.count(length)
 
-    def publish_chunks(self, numbers: list[int]) -> None:
+    def publish_chunks(self, written: dict[int, Chunk]) -> None:
         """Chunks have been written and verified: show readers the blocks that are ready by them."""
         with self._lock:
-            for number in numbers:
+            for number in written:
                 self._verified[number] = 1
-            runs = ready_blocks(self.chunks, numbers, self._verified)
+            runs = ready_blocks(self.chunks, written, self._verified)
         for start, stop in runs:
             self._publish(start, stop)
 
@@ -153,7 +153,7 @@ class MemberWriter:
         compression = self.toc.location.compression
         if compression == "gzip" and member.stop - member.start <= LARGEST_AT_ONCE:
             compressed = self._read(member.start, member.stop)
-            at_once = inflate_member(compressed)
+            at_once = inflate_member(compressed, self._least_size(member))
             if at_once is not None:
                 return iter((memoryview(at_once),))
             pieces: Iterator[memoryview] = iter((memoryview(compressed),))
@@ -164,6 +164,13 @@ class MemberWriter:
                 for start in starts
             )
         return map(memoryview, inflate(compression, pieces))
+
+    def _least_size(self, member: Member) -> int:
+        """Bytes that a member inflates to at least; 0 when no chunk says so."""
+        if not member.chunks:
+            return 0
+        last = self.chunks.chunk(member.chunks[-1])
+        return last.inner_offset + last.size
 
     def _read(self, start: int, stop: int) -> bytearray:
         read = bytearray(stop - start)
@@ -189,76 +196,81 @@ class _MemberReceiver:
         self._framing: MemberFraming = writer.frame.begin(member)
         self._device = DeviceWriter(writer.files)
         self._spans = writer.chunks.spans(member)
-        self._finished: list[int] = []
+        self._written: dict[int, Chunk] = {}
         self._position = 0
         self._next()
 
     def _next(self) -> None:
-        """What follows: a chunk, or framing."""
+        """What follows: a chunk that is wanted, one that is here already, or framing."""
         self._span = next(self._spans)
+        self._chunk: Chunk | None = None
         number = self._span.chunk
-        self._unwanted = number is not None and self._writer.verified(number)
-        if number is not None:
-            self._hasher = sha256()
-            if self._unwanted:
-                # Nothing may be put between its neighbours.
-                self._device.flush()
-            else:
-                self._device.begin(self._writer.chunks.chunk(number).device_offset)
+        if number is None:
+            return
+        if self._writer.verified(number):
+            # Nothing may be put between its neighbours.
+            self._device.flush()
+            return
+        self._chunk = self._writer.chunks.chunk(number)
+        self._device.begin(self._chunk.device_offset)
+        self._hasher = sha256()
 
     def take(self, piece: memoryview) -> None:
         """The next uncompressed bytes. Raises LayerRefused, OSError."""
         done, length = 0, len(piece)
         while done < length:
             span = self._span
-            count = length - done
+            stop = length
             if span.stop is not None:
-                count = min(count, span.stop - self._position)
-            given = piece[done : done + count]
-            if span.chunk is None:
-                self._take_framing(given)
-            elif not self._unwanted:
+                stop = min(length, done + span.stop - self._position)
+            given = piece[done:stop]
+            if self._chunk is not None:
                 self._hasher.update(given)
                 self._device.add(given)
-            done += count
-            self._position += count
+            elif span.chunk is None:
+                self._take_framing(given)
+            self._position += stop - done
+            done = stop
             if self._position == span.stop:
                 self._end_span()
         self._device.flush()
 
     def _take_framing(self, given: memoryview) -> None:
-        self._writer.count_framing(len(given))
         for start in range(0, len(given), PIECE_SIZE):
             self._framing.add(given[start : start + PIECE_SIZE])
 
     def _end_span(self) -> None:
-        number = self._span.chunk
-        if number is not None and not self._unwanted:
-            chunk = self._writer.chunks.chunk(number)
+        number, chunk = self._span.chunk, self._chunk
+        if number is not None and chunk is not None:
             if self._hasher.digest() != chunk.digest:
                 name = file_at(self._writer.toc.tree.root, chunk.device_offset)
                 raise LayerRefused(
                     f"the bytes of {shown(name)} in the member at {chunk.start} of its blob"
                     f" do not have their chunkDigest sha256:{chunk.digest.hex()}"
                 )
-            self._finished.append(number)
+            self._written[number] = chunk
         self._next()
 
     def finish(self) -> None:
         """All has come. Raises LayerRefused when a chunk has not, OSError."""
         if self._span.stop is not None:
             raise LayerRefused("a member of its blob ends in or before a chunk that it should have")
-        self._writer.publish_chunks(self._finished)
+        self._writer.publish_chunks(self._written)
         self._framing.finish()
 
 
-def inflate_member(compressed: bytes | bytearray) -> bytearray | None:
-    """What a single, not too large gzip member inflates to; None: it is to be streamed."""
-    if len(compressed) < _GZIP_TRAILER or compressed.find(_GZIP, 1) > 0:
-        # It may be two members, of which libdeflate would tell the first one only.
+def inflate_member(compressed: bytes | bytearray, least: int = 0) -> bytearray | None:
+    """What a single, not too large gzip member inflates to; None: it is to be streamed.
+
+    ``least``: how many bytes that are if it is the only one.
+    """
+    if len(compressed) < _GZIP_TRAILER:
+        return None
+    if not least and compressed.find(_GZIP, 1) > 0:
+        # It may be two members that are alike, of which libdeflate would tell the first one only.
         return None
     size = int.from_bytes(compressed[-4:], "little")
-    if size > LARGEST_AT_ONCE:
+    if not least <= size <= LARGEST_AT_ONCE:
         return None
     try:
         inflated: bytearray = deflate.gzip_decompress(compressed, size)

@@ -4,9 +4,9 @@ Chunks lie on the device in the order of their numbers; a block may hold the end
 beginning of the next.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from headstart.content.estargz.chunks import ChunkTable
+from headstart.content.estargz.chunks import Chunk, ChunkTable
 from headstart.store.layer_map import BLOCK_SIZE
 
 Run = tuple[int, int]
@@ -26,21 +26,22 @@ def gaps(chunks: ChunkTable, device_size: int) -> Iterator[Run]:
         yield reached, device_size
 
 
-def ready_blocks(chunks: ChunkTable, numbers: Iterable[int], verified: Sequence[int]) -> list[Run]:
+def ready_blocks(
+    chunks: ChunkTable, arrived: Mapping[int, Chunk], verified: Sequence[int]
+) -> list[Run]:
     """Runs of blocks that are ready now that these chunks are verified.
 
-    ``numbers`` in order; ``verified`` has a true value for every chunk that is. A block is ready
-    when all chunks that touch it are verified.
+    ``arrived`` are these, by their numbers and in order; ``verified`` has a true value for every
+    chunk that is. A block is ready when all chunks that touch it are verified.
     """
     runs: list[Run] = []
-    for number in numbers:
-        chunk = chunks.chunk(number)
+    for number, chunk in arrived.items():
         start, stop = chunk.device_offset, chunk.device_offset + chunk.size
         if start % BLOCK_SIZE:
-            before = _all_before(chunks, number, _down(start), verified)
+            before = _all_before(chunks, arrived, number, _down(start), verified)
             start = _down(start) if before else _up(start)
         if stop % BLOCK_SIZE:
-            after = _all_after(chunks, number, _up(stop), verified)
+            after = _all_after(chunks, arrived, number, _up(stop), verified)
             stop = _up(stop) if after else _down(stop)
         if stop <= start:
             continue
@@ -51,10 +52,16 @@ def ready_blocks(chunks: ChunkTable, numbers: Iterable[int], verified: Sequence[
     return runs
 
 
-def _all_before(chunks: ChunkTable, number: int, start: int, verified: Sequence[int]) -> bool:
+def _all_before(
+    chunks: ChunkTable,
+    arrived: Mapping[int, Chunk],
+    number: int,
+    start: int,
+    verified: Sequence[int],
+) -> bool:
     """Whether all chunks before this one that reach beyond ``start`` are verified."""
     for before in range(number - 1, -1, -1):
-        chunk = chunks.chunk(before)
+        chunk = arrived.get(before) or chunks.chunk(before)
         if chunk.device_offset + chunk.size <= start:
             break
         if not verified[before]:
@@ -62,10 +69,17 @@ def _all_before(chunks: ChunkTable, number: int, start: int, verified: Sequence[
     return True
 
 
-def _all_after(chunks: ChunkTable, number: int, stop: int, verified: Sequence[int]) -> bool:
+def _all_after(
+    chunks: ChunkTable,
+    arrived: Mapping[int, Chunk],
+    number: int,
+    stop: int,
+    verified: Sequence[int],
+) -> bool:
     """Whether all chunks after this one that begin before ``stop`` are verified."""
     for after in range(number + 1, len(chunks)):
-        if chunks.chunk(after).device_offset >= stop:
+        chunk = arrived.get(after) or chunks.chunk(after)
+        if chunk.device_offset >= stop:
             break
         if not verified[after]:
             return False

@@ -5,7 +5,6 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import zstandard
 
@@ -104,4 +103,4 @@ def inflated(content: bytes, compression: str) -> bytes:
     reader = zstandard.ZstdDecompressor().stream_reader(
         io.BytesIO(content), read_across_frames=True
     )
-    return cast(bytes, reader.read())
+    return reader.read()

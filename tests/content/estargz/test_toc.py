@@ -1,13 +1,12 @@
 """A TOC's tree, places and landmarks, and what of a TOC is refused."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from headstart.content.digest import Digest
-from headstart.content.estargz.caps import TocCaps
+from headstart.content.estargz.caps import DEFAULT_TOC_CAPS, TocCaps
 from headstart.content.estargz.footer import TocLocation
 from headstart.content.estargz.toc import Toc, parse_toc
 from headstart.content.layer.caps import DEFAULT_CAPS, LayerCaps
@@ -25,7 +24,7 @@ from tests.content.estargz.writer import (
 )
 from tests.content.layer.archives import member, parse, said, tree_of, write
 
-HASH = "sha256:" + "ab" * 32
+DIGEST = "sha256:" + "ab" * 32
 BLOB = 100_000
 TOC_AT = 50_000
 LOCATION = TocLocation("gzip", TOC_AT, 1000, BLOB)
@@ -39,7 +38,7 @@ def file(name: str = "a", size: int = 10, offset: int = 100, **more: object) -> 
         "type": "reg",
         "size": size,
         "offset": offset,
-        "chunkDigest": HASH,
+        "chunkDigest": DIGEST,
         **more,
     }
 
@@ -50,7 +49,7 @@ def chunk(offset: int, position: int, **more: object) -> dict[str, Any]:
         "type": "chunk",
         "offset": offset,
         "chunkOffset": position,
-        "chunkDigest": HASH,
+        "chunkDigest": DIGEST,
         **more,
     }
 
@@ -59,7 +58,7 @@ def read(
     entries: Entries,
     location: TocLocation = LOCATION,
     caps: LayerCaps = DEFAULT_CAPS,
-    toc_caps: TocCaps = TocCaps(),  # noqa: B008
+    toc_caps: TocCaps = DEFAULT_TOC_CAPS,
     stripes: int = 1,
 ) -> Toc:
     content = json.dumps({"version": 1, "entries": entries}).encode()
@@ -98,6 +97,13 @@ def test_prefetch_ends_where_the_landmark_is(form: str) -> None:
     first = toc.tree.root.children[b"etc"].children[b"first"]
     assert toc.chunks.chunk(before).device_offset == first.offset
     assert toc.chunks.chunk(before).stop <= toc.landmark_offset
+
+
+def test_files_that_share_a_member_with_the_landmark_are_prefetched() -> None:
+    landmark_entry = file(".prefetch.landmark", 1, 300, innerOffset=1024)
+    toc = read([file("a"), file("b", 10, 300), landmark_entry, file("c", 10, 400)])
+    assert toc.landmark_offset is not None
+    assert list(toc.chunks.chunks_before(toc.landmark_offset)) == [0, 1, 2]
 
 
 def test_no_prefetch_is_believed_before_a_landmark() -> None:
@@ -164,7 +170,7 @@ def test_times_are_exact(text: str, nanoseconds: int) -> None:
 def test_a_files_digest_is_its_only_chunks() -> None:
     entry = file("a", 10)
     del entry["chunkDigest"]
-    toc = read([entry | {"digest": HASH}])
+    toc = read([entry | {"digest": DIGEST}])
     assert toc.chunks.chunk(0).digest == bytes([0xAB]) * 32
 
 
@@ -223,9 +229,9 @@ REFUSED: dict[str, Entries] = {
     "no digest": [file("a", chunkDigest=None)],
     "digest empty": [file("a", chunkDigest="", digest="")],
     "sha512": [file("a", chunkDigest="sha512:" + "ab" * 64)],
-    "digest in capitals": [file("a", chunkDigest=HASH.replace("ab", "AB"))],
+    "digest in capitals": [file("a", chunkDigest=DIGEST.replace("ab", "AB"))],
     "file's digest for one of two chunks": [
-        file("a", 20, chunkSize=10, chunkDigest="", digest=HASH),
+        file("a", 20, chunkSize=10, chunkDigest="", digest=DIGEST),
         chunk(200, 10),
     ],
     "no offset": [file("a", offset=0)],
@@ -289,9 +295,6 @@ def test_zstd_may_inflate_more_than_deflate_but_not_anything() -> None:
         read([file("a", 131_073, start)], location)
     with pytest.raises(LayerRefused):
         read([file("a", 1, location.tar_stop)], location)
-
-
-Caps = Callable[[Entries], Toc]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The TOC's JSON out of what lies in the blob."""
 
-import resource
 import tarfile
 
 import pytest
@@ -12,6 +11,7 @@ from headstart.content.estargz.footer import Compression, TocLocation
 from headstart.content.estargz.toc_file import TocFile, read_toc
 from headstart.content.layer.entry import EntryKind
 from headstart.content.layer.errors import LayerRefused
+from tests.content.estargz.memory import at_most
 from tests.content.estargz.writer import compressed
 from tests.content.layer.archives import Member, member, write
 
@@ -44,7 +44,7 @@ def test_the_json_is_found_in_its_tar() -> None:
 @pytest.mark.parametrize("json_size", [None, len(JSON)])
 def test_the_json_of_a_zstd_frame_is_all_of_it(json_size: int | None) -> None:
     file = read(compressed(JSON, "zstd"), "zstd", json_size=json_size)
-    assert (file.json, file.head) == (JSON, b"")
+    assert (bytes(file.json), file.head) == (JSON, b"")
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
@@ -136,10 +136,8 @@ def test_a_bomb_stops_at_the_cap(compression: Compression) -> None:
     head = tar(member(INDEX, contents=b"x"))[:512]
     bomb = compressed(head + bytes(256 << 20), compression)
     caps = TocCaps(json_bytes=1 << 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(LayerRefused):
+    with at_most(12 << 20), pytest.raises(LayerRefused):
         read(bomb, compression, caps=caps)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
 
 
 def test_a_window_beyond_all_reason_is_refused() -> None:

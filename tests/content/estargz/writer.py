@@ -120,7 +120,7 @@ class _Writing:
         """The members of all files; their TOC entries."""
         entries: list[Members] = []
         position = 0
-        with tarfile.open(fileobj=io.BytesIO(tar), errors="surrogateescape") as archive:
+        with _archive(tar) as archive:
             for header in archive:
                 # Python skips what a header says of a file without contents.
                 size = header.size if header.isreg() else 0
@@ -242,10 +242,15 @@ def _go_text(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def _archive(tar: bytes) -> tarfile.TarFile:
+    # What has no bytes Python does not take for an archive.
+    return tarfile.open(fileobj=io.BytesIO(tar or bytes(1024)), errors="surrogateescape")
+
+
 def _end_of(tar: bytes) -> int:
     """Where the last file's padding ends."""
     end = 0
-    with tarfile.open(fileobj=io.BytesIO(tar), errors="surrogateescape") as archive:
+    with _archive(tar) as archive:
         for header in archive:
             size = header.size if header.isreg() else 0
             end = header.offset_data + size + -size % 512

@@ -114,6 +114,21 @@ def test_space_is_taken_once_and_before_bytes(layout: Layout) -> None:
     files.close()
 
 
+def test_space_that_was_taken_is_not_taken_again_by_the_next_process(layout: Layout) -> None:
+    files = created(layout)
+    files.write_meta(META)
+    bring(files, EXTENT + 4096, EXTENT + 8192)
+    files.close()
+    room = CountingRoom()
+    again = LayerFiles.open(layout, DIGEST, room)
+    assert again is not None
+    again.write(EXTENT, [b"x"])
+    assert room.reserved == 0
+    again.write(0, [b"x"])
+    assert room.reserved == EXTENT
+    again.close()
+
+
 def test_a_disk_without_room_is_asked_again_next_time(layout: Layout) -> None:
     room = CountingRoom(limit=EXTENT)
     files = LayerFiles.create(layout, DIGEST, SIZE, EXTENT, room)

@@ -292,6 +292,68 @@ def test_another_process_goes_on_where_one_was_killed(layout: Layout, rebooted: 
     again.close()
 
 
+def test_framing_of_another_boot_is_no_proof_of_contents(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = chunked(TAR, pack=20_000, chunk_size=6000)
+    monkeypatch.setattr("proxy.fill.layers.framing.boot_id", lambda: b"another boot ago")
+    files = layer.create(layout)
+    writer = layer.writer(files)
+    half = list(writer.missing())[::2]
+    for member in half:
+        writer.write(member)
+    writer.close()
+    files.close()
+    monkeypatch.undo()
+    reboot(layout, layer.digest)
+    # Bytes of extents that were not whole may never have reached the disk.
+    with files.paths[0].open("r+b") as file:
+        file.write(bytes(files.size))
+    again = LayerFiles.open(layout, layer.digest)
+    assert again is not None
+    writer = layer.writer(again)
+    assert all(member in writer.frame for member in half)
+    for member in list(writer.missing()):
+        writer.write(member)
+    run(check_of(layer, writer))
+    assert again.verified
+    writer.close()
+    again.close()
+
+
+def test_a_chunk_that_is_here_stays_as_it_is_between_two_that_are_not(layout: Layout) -> None:
+    content = random.Random(6).randbytes(3 * MIB)
+    layer = chunked(write([entry(b"a", contents=content)]), chunk_size=1 << 40)
+    (one,) = layer.chunks
+    borders = [0, MIB + 100, MIB + 300, 3 * MIB]
+    layer.chunks[:] = [
+        one._replace(
+            device_offset=first,
+            size=stop - first,
+            inner_offset=first,
+            digest=sha256(content[first:stop]).digest(),
+        )
+        for first, stop in pairwise(borders)
+    ]
+    files, writer = brought(layer, layout)
+    writer.close()
+    assert files.map is not None
+    for extent in (0, 2):
+        stripe, record = files.map.locate(extent)
+        stripe.clear(record)
+    files.frame_path.unlink()
+    reader = CachedLayer(None, files.paths, files.maps)
+    assert reader.available(MIB, MIB) == MIB
+    writer = layer.writer(files)
+    assert [writer.verified(number) for number in range(3)] == [False, True, False]
+    for member in list(writer.missing()):
+        writer.write(member)
+    assert reader.read(0, reader.available(0, 1 << 40)) == content
+    reader.close()
+    writer.close()
+    files.close()
+
+
 def test_a_frame_file_cut_or_damaged_is_believed_up_to_there(layout: Layout) -> None:
     layer = chunked(TAR)
     files = layer.create(layout)

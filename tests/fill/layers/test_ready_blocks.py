@@ -57,6 +57,8 @@ def test_a_block_is_ready_when_all_that_touches_it_is(
         arrived = sorted(order.pop() for _ in range(min(len(order), 1 + seed % 3)))
         for number in arrived:
             verified[number] = 1
-        for start, stop in ready_blocks(table, arrived, verified):
+        for start, stop in ready_blocks(
+            table, {number: table.chunk(number) for number in arrived}, verified
+        ):
             assert start % 4096 == stop % 4096 == 0
             published |= set(range(start // 4096, stop // 4096))
