@@ -13,7 +13,8 @@ class KnownLayer:
     """One layer of an image that the mirror has seen, and where its blob can be had.
 
     ``digest`` and ``size`` (bytes) are of the blob as stored, ``diff_id`` is of the tar inside;
-    ``annotations`` are those of the layer's descriptor.
+    ``annotations`` are those of the layer's descriptor. ``position`` is its place in the image:
+    the base's is 0.
     """
 
     upstream: str
@@ -23,6 +24,7 @@ class KnownLayer:
     diff_id: Digest
     media_type: str
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    position: int = 0
 
     def as_message(self) -> Message:
         """As it is written in messages and records."""
@@ -34,6 +36,7 @@ class KnownLayer:
             "diff_id": str(self.diff_id),
             "media_type": self.media_type,
             "annotations": dict(self.annotations),
+            "position": self.position,
         }
 
     @classmethod
@@ -43,13 +46,15 @@ class KnownLayer:
             raise WireError("a layer must be an object")
         texts = [message.get(name) for name in ("upstream", "repository", "media_type")]
         size, annotations = message.get("size"), message.get("annotations")
+        position = message.get("position")
         if (
             not all(isinstance(text, str) for text in texts)
             or type(size) is not int
             or size < 0
             or not isinstance(annotations, dict)
+            or type(position) is not int
         ):
-            raise WireError("a layer without upstream, repository, media type, size or annotations")
+            raise WireError("a layer without repository, media type, size, annotations or position")
         try:
             digest = Digest.parse(str(message.get("digest")))
             diff_id = Digest.parse(str(message.get("diff_id")))
@@ -57,7 +62,7 @@ class KnownLayer:
             raise WireError(str(error)) from None
         named = {str(name): str(text) for name, text in annotations.items()}
         upstream, repository, media_type = map(str, texts)
-        return cls(upstream, repository, digest, size, diff_id, media_type, named)
+        return cls(upstream, repository, digest, size, diff_id, media_type, named, position)
 
 
 @dataclass(frozen=True, slots=True)

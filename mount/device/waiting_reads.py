@@ -50,8 +50,8 @@ class WaitingReads:
             self._told[number] = now
             since, device, offset = min(reads, key=lambda read: read[0])
             logger.warning(
-                "%s (%s/%s, device %d): bytes have not come yet; reads that wait: %d, the first one "
-                "for %.0f s at offset %d; they end with an I/O error after mount.read_deadline",
+                "%s (%s/%s, device %d): bytes have not come yet; reads that wait: %d, the first "
+                "one for %.0f s at offset %d; they end with an I/O error after mount.read_deadline",
                 device.layer.digest,
                 device.layer.upstream,
                 device.layer.repository,

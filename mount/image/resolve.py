@@ -64,7 +64,11 @@ async def resolve_image(
             "it is no image to be mounted"
         )
     layers = zip(manifest.layers, diff_ids, strict=True)
-    return ResolvedImage(image, digest, tuple(_known(image, *layer) for layer in layers))
+    return ResolvedImage(
+        image,
+        digest,
+        tuple(_known(image, *layer, position) for position, layer in enumerate(layers)),
+    )
 
 
 async def _find_manifest(
@@ -106,7 +110,7 @@ async def _read_config(client: RegistryClient, image: ImageReference, config: De
     return bytes(body)
 
 
-def _known(image: ImageReference, layer: Descriptor, diff_id: Digest) -> KnownLayer:
+def _known(image: ImageReference, layer: Descriptor, diff_id: Digest, position: int) -> KnownLayer:
     if layer.foreign:
         raise ImageUnusable(
             f"{image}: layer {layer.digest} is kept outside of its registry (urls), from where "
@@ -120,4 +124,5 @@ def _known(image: ImageReference, layer: Descriptor, diff_id: Digest) -> KnownLa
         diff_id,
         layer.media_type,
         layer.annotations,
+        position,
     )

@@ -106,8 +106,9 @@ class Chains:
                 diff_id,
                 layer.media_type,
                 layer.annotations,
+                position,
             )
-            for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)
+            for position, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True))
         ]
         message: Message = {
             "type": "image",

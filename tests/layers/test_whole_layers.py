@@ -1,8 +1,10 @@
 """Ordinary layers become layer images while they arrive, and never lie on disk as blobs."""
 
+import io
 import os
 import random
 import signal
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -289,3 +291,49 @@ async def test_a_pulled_blob_is_not_kept_beside_its_layer_image_where_layers_are
                 await anyio.to_thread.run_sync(
                     eventually, lambda: not gone.exists(), PATIENCE, "the blob is evicted"
                 )
+
+
+async def test_directories_without_an_entry_leave_a_layer_above_others_to_ordinary_pulls(
+    stage: Stage,
+) -> None:
+    # containerd gives such a directory what the layers below say of it; a layer image cannot.
+    loose = gzipped(bare_tar("opt/tool", b"x"))
+    base = gzipped(tar_of({"etc/motd": b"hello\n"}))
+    below = serve(stage.upstream, [loose], tag="v1")
+    above = serve(stage.upstream, [base, loose], tag="v2")
+    stage.seen(below)
+    stage.seen(above)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client:
+            async with stage.opened(client, below.chains[0]) as (_, layer):
+                layer.raise_priority("mount")
+                await layer.wait_complete()
+            with pytest.raises(FillFailed, match="directories") as refused:
+                await client.chain(above.chains[1])
+            assert refused.value.code == "refused"
+
+
+async def test_a_layer_above_others_is_refused_once_its_tar_has_shown_such_a_directory(
+    stage: Stage,
+) -> None:
+    loose = gzipped(bare_tar("opt/tool", b"y"))
+    image = serve(stage.upstream, [gzipped(tar_of({"etc/motd": b"hi\n"})), loose])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client:
+            async with stage.opened(client, image.chains[1]) as (_, layer):
+                layer.raise_priority("mount")
+                with pytest.raises(FillFailed, match="no entry for its directory 'opt'"):
+                    await layer.wait_mountable()
+            with pytest.raises(FillFailed, match="no entry"):
+                await client.chain(image.chains[1])
+
+
+def bare_tar(name: str, content: bytes) -> bytes:
+    """A tar of one file, without entries for its directories."""
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return output.getvalue()

@@ -65,6 +65,7 @@ def test_an_image_is_told_before_the_last_byte_of_its_configuration_leaves(
             "size": 11,
             "diff_id": DIFF_IDS[0],
             "annotations": {"a": "b"},
+            "position": 0,
         },
         {
             **place,
@@ -72,6 +73,7 @@ def test_an_image_is_told_before_the_last_byte_of_its_configuration_leaves(
             "size": 22,
             "diff_id": DIFF_IDS[1],
             "annotations": {},
+            "position": 1,
         },
     ]
 

@@ -54,6 +54,8 @@ class LayerTree:
 
     def __init__(self, caps: LayerCaps = DEFAULT_CAPS) -> None:
         self.root = Inode(EntryKind.DIRECTORY, 0o755, links=2)
+        self.implied: bytes | None = None
+        """After :meth:`finish`: the name of a directory that is only implied; None without one."""
         self._caps = caps
         self._entries = 0
         self._metadata_bytes = 0
@@ -87,15 +89,18 @@ class LayerTree:
 
     def finish(self) -> None:
         """Count the links of every file, after the last entry."""
+        self.implied = None
         waiting = [self.root]
         seen: set[Inode] = set()
         while waiting:
             directory = waiting.pop()
             directory.links = 2
-            for inode in directory.children.values():
+            for name, inode in directory.children.items():
                 if inode.kind is EntryKind.DIRECTORY:
                     directory.links += 1
                     waiting.append(inode)
+                    if inode.implied and self.implied is None:
+                        self.implied = name
                 elif inode in seen:
                     inode.links += 1
                 else:

@@ -66,6 +66,8 @@ class Layer:
         """Looks at what is on disk; the state is not known before it ends."""
         self.vouched: set[str] = set()
         """The upstreams that have delivered, or owned to, the blob."""
+        self.implied = False
+        """Whether it has directories whose attributes only the layers below it know."""
 
     @property
     def priority(self) -> int:

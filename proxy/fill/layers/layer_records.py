@@ -30,6 +30,8 @@ class LayerRecord:
     pinned: bool = False
     vouched: list[str] = field(default_factory=list)
     """The upstreams that have delivered, or owned to, the blob."""
+    implied: bool = False
+    """Whether it cannot be mounted above other layers (:func:`.whole.refusal_of`)."""
 
     @classmethod
     def read(cls, stored: type_json) -> "LayerRecord | None":
@@ -46,6 +48,7 @@ class LayerRecord:
             float(used_at) if isinstance(used_at, int | float) else 0.0,
             stored.get("pinned") is True,
             [str(host) for host in vouched] if isinstance(vouched, list) else [],
+            stored.get("implied") is True,
         )
 
     def written(self) -> type_json:
@@ -56,6 +59,7 @@ class LayerRecord:
             "used_at": self.used_at,
             "pinned": self.pinned,
             "vouched": list(self.vouched),
+            "implied": self.implied,
         }
 
 

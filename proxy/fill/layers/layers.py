@@ -167,9 +167,18 @@ class Layers:
 
     async def find(self, chain: Digest, manifest: Digest | None) -> KnownChain | None:
         """What a chain ID stands for. Raises FillFailed where the layer has been refused."""
-        found = await self._loop.run_in_executor(self._clerk, self._chains.find, chain, manifest)
+        found = await self._loop.run_in_executor(self._clerk, self._find, chain, manifest)
         if found is not None:
             self._raise_refused(found.layer.digest)
+        return found
+
+    def _find(self, chain: Digest, manifest: Digest | None) -> KnownChain | None:
+        found = self._chains.find(chain, manifest)
+        if found is not None and found.position > 0:
+            record = self._records.get(found.layer.digest)
+            if record is not None and record.implied:
+                text = "it has no entries for some of its directories"
+                raise FillFailed("refused", f"{found.layer.digest}: {text}")
         return found
 
     def _raise_refused(self, digest: Digest) -> None:
@@ -222,6 +231,7 @@ class Layers:
             if found is not None:
                 record, layer.files = found
                 layer.vouched.update(record.vouched)
+                layer.implied = record.implied
                 self._known[layer.known.digest] = record
                 self._account(layer)
             if layer.files is not None and layer.files.verified:
@@ -446,6 +456,7 @@ class Layers:
         record = self._known.setdefault(digest, LayerRecord(layer.known.diff_id))
         record.used_at = time.time()
         record.vouched = sorted(layer.vouched)
+        record.implied = layer.implied
         record.allocated = files.allocated()
         self._account(layer)
         self._clerk.submit(self._records.put, digest, record)

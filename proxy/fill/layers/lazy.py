@@ -25,7 +25,7 @@ from proxy.fill.layers.members import MemberWriter
 from proxy.fill.layers.planning import KeptReads, make_plan
 from proxy.fill.layers.scattered import ScatteredBlob
 from proxy.fill.layers.source import SourceFailed
-from proxy.fill.layers.whole import Workshop, failure_of
+from proxy.fill.layers.whole import Workshop, failure_of, refusal_of
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,10 @@ class LazyMaker:
     def _make_plan(self) -> object:
         known = self._layer.known
         plan = make_plan(known, self._read, self._store.extent_size, self._store.stripes)
+        self._layer.implied = plan.toc.tree.implied is not None
+        refusal = refusal_of(known, plan.toc.tree.implied)
+        if refusal is not None:
+            raise refusal
         files = self._files
         if files is None:
             files = self._store.create(plan.toc.device_size)

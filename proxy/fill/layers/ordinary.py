@@ -42,8 +42,10 @@ def make_ordinary(
     *,
     caps: LayerCaps = DEFAULT_CAPS,
     cancelled: threading.Event,
-) -> None:
+) -> bytes | None:
     """Make the layer image of a blob; it is complete and verified when this returns. Blocks.
+
+    Returns the name of a directory that its tar only implies, if there is one.
 
     ``files`` were created without a size. ``digest`` of the blob is None when the blob's bytes have
     been held against it already. Raises LayerRefused; SourceFailed, and of that WrongBytes where
@@ -52,7 +54,7 @@ def make_ordinary(
     them nothing of it is on disk; to close ``files`` is the caller's.
     """
     try:
-        _Making(source, media_type, digest, diff_id, files, caps, cancelled).run()
+        return _Making(source, media_type, digest, diff_id, files, caps, cancelled).run()
     except BaseException:
         files.unlink()
         raise
@@ -84,8 +86,9 @@ class _Making:
         self._parsed: Channel[Piece] = self._flow.channel()
         self._refusal: LayerRefused | None = None
         self._found: dict[str, str] = {}
+        self._implied: bytes | None = None
 
-    def run(self) -> None:
+    def run(self) -> bytes | None:
         """Start the threads, parse and write, and see whether the digests are right."""
         flow = self._flow
         flow.start("layer-inflate", self._inflate)
@@ -100,6 +103,7 @@ class _Making:
         except BaseException as error:
             flow.fail(error)
         flow.join()
+        return self._implied
 
     # --- the threads ---
 
@@ -177,6 +181,7 @@ class _Making:
             if self._refusal is None:
                 parser.close()
                 tree.finish()
+                self._implied = tree.implied
                 size = placement.device_size
                 geometry = DeviceGeometry(size, self._files.extent_size, self._files.stripes)
                 meta = build(tree.root, geometry)

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from headstart.content.layer.errors import LayerRefused
+from headstart.content.layer.names import shown
 from headstart.store.errors import FillFailed
+from headstart.store.known_layer import KnownLayer
 from proxy.fill.layers.arriving import ArrivingBlob
 from proxy.fill.layers.layer import Layer
 from proxy.fill.layers.layer_files import LayerFiles
@@ -72,7 +74,7 @@ class WholeMaker:
     def _make(self) -> object:
         known = self._layer.known
         try:
-            make_ordinary(
+            implied = make_ordinary(
                 self._blob,
                 known.media_type,
                 known.digest,
@@ -83,7 +85,8 @@ class WholeMaker:
         except (LayerCancelled, LayerRefused, SourceFailed) as error:
             # What the filler's own threads log as errors of its own these are not.
             return error
-        return None
+        self._layer.implied = implied is not None
+        return refusal_of(known, implied)
 
     def _made(self, result: object) -> None:
         self._blob.close()
@@ -96,6 +99,16 @@ class WholeMaker:
             self._files.close()
             layer.refuse(failure_of(layer, result))
         self._done(layer)
+
+
+def refusal_of(known: KnownLayer, implied: bytes | None) -> LayerRefused | None:
+    """Above other layers, directories that are only implied have the attributes they have there.
+
+    That is how containerd unpacks them; a layer image, which is the same below any image, has not.
+    """
+    if implied is None or known.position == 0:
+        return None
+    return LayerRefused(f"it has no entry for its directory {shown(implied)}")
 
 
 def failure_of(layer: Layer, error: object) -> FillFailed:
