@@ -117,6 +117,44 @@ def test_the_installed_containerd_takes_the_snippet(tmp_path: Path) -> None:
     assert registry["config_path"] == "/etc/containerd/certs.d"
 
 
+@pytest.mark.parametrize("name", ["snapshotter-1.x.toml", "snapshotter-2.x.toml"])
+def test_containerd_finds_the_snapshotter_where_it_listens(name: str, tmp_path: Path) -> None:
+    snippet = tomllib.loads((DEPLOY / "containerd" / name).read_text())
+    plugin = snippet["proxy_plugins"]["headstart"]
+    file = tmp_path / "config.yaml"
+    file.write_text("")
+    mount = Configuration.load(file, environment={}).mount
+    assert plugin["type"] == "snapshot"
+    assert plugin["address"] == str(mount.socket)
+    if "exports" in plugin:
+        assert plugin["exports"]["root"] == str(mount.root)
+    plugins = snippet["plugins"]
+    cri = plugins.get("io.containerd.cri.v1.images")
+    cri = cri or plugins["io.containerd.grpc.v1.cri"]["containerd"]
+    assert cri["snapshotter"] == "headstart"
+
+
+@pytest.mark.skipif(shutil.which("containerd") is None, reason="containerd is not installed")
+def test_the_installed_containerd_takes_the_snapshotters_snippet(tmp_path: Path) -> None:
+    version = subprocess.run(
+        ["containerd", "--version"], capture_output=True, text=True, check=True
+    )
+    if not re.search(r" v?1\.", version.stdout):
+        pytest.skip(f"the snippet is for containerd 1.x, here is {version.stdout.split()[2]}")
+    file = tmp_path / "config.toml"
+    shutil.copy(DEPLOY / "containerd/snapshotter-1.x.toml", file)
+    dumped = subprocess.run(
+        ["containerd", "--config", file, "config", "dump"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    taken = tomllib.loads(dumped.stdout)
+    assert taken["proxy_plugins"]["headstart"]["address"] == "/run/headstart/snapshotter.sock"
+    cri = taken["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
+    assert (cri["snapshotter"], cri["disable_snapshot_annotations"]) == ("headstart", False)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_shipped_configurations_load_and_say_where_the_cache_is(name: str, tmp_path: Path) -> None:
     configuration = configuration_of(CONFIGURATIONS[name], tmp_path)
@@ -234,10 +272,10 @@ class Unit(RawConfigParser):
         return optionstr
 
 
-def unit() -> Unit:
-    """The shipped service."""
+def unit(name: str = "headstart") -> Unit:
+    """A shipped service."""
     parsed = Unit(strict=False, delimiters=("=",))
-    parsed.read(DEPLOY / "systemd/headstart.service")
+    parsed.read(DEPLOY / f"systemd/{name}.service")
     return parsed
 
 
@@ -285,6 +323,50 @@ def test_systemd_takes_the_service_and_rates_its_exposure_low(tmp_path: Path) ->
         text=True,
     )
     assert rated.returncode == 0, rated.stdout[-200:] + rated.stderr
+
+
+def test_the_mount_outlives_the_snapshotter_and_is_there_before_containerd() -> None:
+    mount, snapshotter = unit("headstart-mount"), unit("headstart-snapshotter")
+    for parsed in (mount, snapshotter):
+        assert "containerd.service" in parsed["Unit"]["Before"].split()
+        assert parsed["Service"]["Type"] == "notify"
+        # The daemon that answers containers' reads is a child, and not to be killed with it.
+        assert parsed["Service"]["KillMode"] == "process"
+        assert parsed["Service"]["Restart"] == "always"
+    assert mount["Service"]["FileDescriptorStoreMax"] == "1"
+    assert "headstart-mount.service" in snapshotter["Unit"]["Wants"].split()
+
+
+def test_the_mounts_services_and_the_configuration_mean_the_same_places(tmp_path: Path) -> None:
+    name, _, value = unit("headstart-snapshotter")["Service"]["Environment"].partition("=")
+    file = tmp_path / "config.yaml"
+    file.write_text("")
+    configuration = Configuration.load(file, environment={name: value})
+    mount = configuration.mount
+    fill_socket = configuration.cache.stripes[0].path / "run/fill.sock"
+    words = unit("headstart-mount")["Service"]["ExecStart"].replace("\\\n", " ").split()
+    assert words[-3:] == [str(mount.root), str(fill_socket), f"{mount.read_deadline:g}"]
+
+
+def test_nothing_hides_the_snapshotters_mounts() -> None:
+    # Each of these gives a service a mount namespace of its own (systemd.exec(5)).
+    hiding = {"PrivateTmp", "PrivateDevices", "ProtectSystem", "ProtectHome", "ReadOnlyPaths"}
+    for name in ("headstart-mount", "headstart-snapshotter"):
+        assert not hiding & set(unit(name)["Service"])
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("name", ["headstart-mount", "headstart-snapshotter"])
+def test_systemd_takes_the_mounts_services(name: str, tmp_path: Path) -> None:
+    text = (DEPLOY / f"systemd/{name}.service").read_text()
+    file = tmp_path / f"{name}.service"
+    file.write_text(re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", file], capture_output=True, text=True
+    )
+    own = [line for line in verified.stderr.splitlines() if f"{name}.service" in line]
+    # The services that it names are not installed here.
+    assert [line for line in own if "not found" not in line.lower()] == []
 
 
 def dockerfile() -> list[tuple[str, str]]:
