@@ -29,6 +29,8 @@ BENCHMARKS = {
     "restart": "ready again, and bytes fetched twice after SIGKILL",
     "transfer": "the bytes' way in alone: curl, pycurl, httpx, sockets",
     "inflate": "an ordinary layer to a mountable image, beside tar and containerd's unpack (root)",
+    "mount": "a tree and a large file: ext4, overlayfs, and layer images mounted (root)",
+    "coldstart": "from run to the first answer of a model server, over 1 Gbit/s (root)",
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -126,9 +126,10 @@ class Reader:
         assert self._process.stdout.readline() == b"reading\n"
 
     def finish(self) -> dict[str, float]:
-        """What it has found."""
-        found: dict[str, float] = json.loads(self._process.communicate(timeout=60)[0])
+        """What it has found; no read may have failed or have been wrong."""
+        found: dict[str, Any] = json.loads(self._process.communicate(timeout=60)[0])
         assert self._process.returncode == 0
+        assert (found["wrong"], found["errors"], found.pop("trouble")) == (0, 0, "")
         return found
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 ``python -m tests.device.reader DEVICE TRUTH [mmap]``: reads ranges of any place and size, dropping
 the kernel's pages so that the daemon has to answer, until its input ends; then prints JSON: reads,
-wrong ones, errors, the longest read in seconds.
+wrong ones, errors, the longest read in seconds, and what the first trouble was.
 """
 
 import json
@@ -25,6 +25,7 @@ def main(device: str, truth: str, how: str = "read") -> None:
     chance = random.Random(0)
     reads = wrong = errors = 0
     longest = 0.0
+    trouble = ""
     print("reading", flush=True)
     while not select.select([sys.stdin], [], [], 0)[0]:
         offset = chance.randrange(size)
@@ -32,19 +33,23 @@ def main(device: str, truth: str, how: str = "read") -> None:
         began = time.monotonic()
         try:
             if mapping is not None:
-                found = mapping[offset : offset + length]
+                piece = mapping[offset : offset + length]
             else:
-                found = os.pread(file, length, offset)
-        except OSError:
+                piece = os.pread(file, length, offset)
+        except OSError as error:
             errors += 1
+            trouble = trouble or f"{length} bytes at {offset}: {error}"
             continue
         longest = max(longest, time.monotonic() - began)
         reads += 1
-        wrong += found != os.pread(true, length, offset)
+        if piece != os.pread(true, length, offset):
+            wrong += 1
+            trouble = trouble or f"{length} bytes at {offset}: others"
         if mapping is not None:
             mapping.madvise(mmap.MADV_DONTNEED)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    print(json.dumps({"reads": reads, "wrong": wrong, "errors": errors, "longest": longest}))
+    found = {"reads": reads, "wrong": wrong, "errors": errors, "longest": longest}
+    print(json.dumps({**found, "trouble": trouble}))
 
 
 if __name__ == "__main__":

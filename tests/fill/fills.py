@@ -61,6 +61,9 @@ class NoSurroundings:
     def quarantine(self, fill: Fill, failure: FillFailed) -> None:
         return
 
+    def restart(self, fill: Fill, failure: FillFailed) -> None:
+        return
+
 
 class Upstreams:
     """A pool with a clock, and fills whose bytes come as a test says."""

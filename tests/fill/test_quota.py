@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.content.digest import Digest
+from headstart.store.object_key import ObjectKey
 from proxy.fill.quota import Quota, water_marks
 
 HIGH, LOW = 1000, 800
@@ -24,7 +25,7 @@ class Cache:
     """A quota whose evictions are recorded."""
 
     def __init__(self, *, high: int = HIGH, low: int = LOW, grace_seconds: float = 0.0) -> None:
-        self.evicted: list[Digest] = []
+        self.evicted: list[ObjectKey] = []
         self.quota = Quota(high, low, self.evicted.append, grace_seconds=grace_seconds)
 
     def holds(self, *objects: int, each: int = 100) -> None:
@@ -254,7 +255,7 @@ def test_every_eviction_is_allowed_in_order_and_needed(objects: list[Stored], le
         reserved = length
     except OSError:
         reserved = 0
-    by_name = {name(stored.number): stored for stored in objects}
+    by_name: dict[ObjectKey, Stored] = {name(stored.number): stored for stored in objects}
     gone = [by_name[digest] for digest in cache.evicted]
     free = [stored for stored in objects if not stored.protected]
     assert not any(stored.protected for stored in gone)

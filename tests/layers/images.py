@@ -125,11 +125,18 @@ def serve(
     repository: str = REPOSITORY,
     tag: str = "v1",
     diff_ids: Sequence[Digest] | None = None,
+    command: Sequence[str] = (),
 ) -> ServedImage:
-    """Put an image into a scripted upstream; ``diff_ids`` replaces those of the layers."""
+    """Put an image into a scripted upstream; ``diff_ids`` replaces those of the layers.
+
+    ``command`` is what its containers run.
+    """
     claimed = diff_ids or [layer.diff_id for layer in layers]
     rootfs = {"type": "layers", "diff_ids": [str(diff_id) for diff_id in claimed]}
-    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+    document: dict[str, object] = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
+    if command:
+        document["config"] = {"Cmd": list(command)}
+    config = json.dumps(document).encode()
     digest = upstream.add_blob(repository, config)
     for layer in layers:
         upstream.add_blob(repository, layer.blob)

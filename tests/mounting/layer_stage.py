@@ -11,7 +11,7 @@ from mount.layers import FilledLayers
 from mount.mounting.layer_mounts import LayerImage, LayerMounts
 from mount.mounting.probe import choose_mode
 from tests.mounting.layer_images import small_image
-from tests.mounting.machine import DeviceFiles, open_descriptors
+from tests.mounting.machine import DeviceFiles, assert_descriptors, open_descriptors
 from tests.mounting.scripted_layers import LayerFiller, ServedLayer
 
 PATIENCE_SECONDS = 20.0
@@ -54,7 +54,7 @@ class Stage:
 
         before = open_descriptors()
         asyncio.run(run())
-        assert open_descriptors() == before
+        assert_descriptors(before)
 
     @property
     def top(self) -> ServedLayer:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 from mount.mounting import system_calls
@@ -16,6 +17,14 @@ def loop_devices() -> set[str]:
 def open_descriptors() -> int:
     """How many this process has."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def assert_descriptors(count: int) -> None:
+    """As many are open as before; a thread that nobody waits for any more may be at its end."""
+    end = time.monotonic() + 10.0
+    while open_descriptors() != count and time.monotonic() < end:
+        time.sleep(0.01)
+    assert open_descriptors() == count
 
 
 def hide(path: Path) -> None:

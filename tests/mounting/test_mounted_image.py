@@ -20,7 +20,7 @@ from mount.image.resolve import ResolvedImage
 from mount.mounting import system_calls
 from mount.mounting.mount_table import mounted_at, mounted_below
 from tests.mounting.layer_stage import NAMES, PATIENCE_SECONDS, Stage
-from tests.mounting.machine import loop_devices, open_descriptors
+from tests.mounting.machine import assert_descriptors, loop_devices, open_descriptors
 
 Scenario = Callable[["Person", ImageMounts], Awaitable[None]]
 
@@ -53,9 +53,10 @@ class Person(Stage):
             ):
                 await scenario(self, ImageMounts(self.root, self.mounts(), client))
 
-        before = open_descriptors(), loop_devices()
+        before, devices = open_descriptors(), loop_devices()
         asyncio.run(run())
-        assert (open_descriptors(), loop_devices()) == before
+        assert_descriptors(before)
+        assert loop_devices() == devices
 
     def assert_nothing_left(self) -> None:
         assert not mounted_at(self.at)

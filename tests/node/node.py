@@ -11,7 +11,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.doubles.scripted_upstream import ScriptedUpstream
+from mount.device.table import DeviceTable
+from tests.doubles.scripted_upstream import RecordedRequest, Rule, ScriptedUpstream
+from tests.layers.images import gzipped, serve
+from tests.node.cri import Cri
+from tests.node.trees import Archive
 from tests.parts.containerd import write_hosts_toml
 from tests.parts.mirror import Mirror, upstream_at
 from tests.parts.processes import run
@@ -53,6 +57,14 @@ class Snapshotter(Server):
         self.running.kill()
         self.process = None
 
+    def end(self) -> None:
+        """Everything of it: the snapshotter, the supervisor and its daemon, all mounts."""
+        self.stop()
+        for path in sorted(self.mounts(), key=len, reverse=True):
+            if not path.endswith("/devices-fs"):
+                subprocess.run(["umount", path], capture_output=True)
+        run(self._command("snapshotter", "--stop"))
+
     def pid_of(self, module: str) -> int:
         """The process that runs ``python -m MODULE`` for this root."""
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -71,10 +83,7 @@ class Snapshotter(Server):
         try:
             super().__exit__(None, None, None)
         finally:
-            for path in sorted(self.mounts(), key=len, reverse=True):
-                if not path.endswith("/devices-fs"):
-                    subprocess.run(["umount", path], capture_output=True)
-            run(self._command("snapshotter", "--stop"))
+            self.end()
             shutil.rmtree(self.run_directory, ignore_errors=True)
 
 
@@ -87,6 +96,11 @@ class Node:
     snapshotter: Snapshotter
     containerd: HeadstartContainerd
 
+    @property
+    def cri(self) -> Cri:
+        """kubelet's way to containerd."""
+        return Cri(self.containerd.address)
+
     def reference(self, name: str = "team/app:v1") -> str:
         """How an image of the upstream is called."""
         return f"{self.upstream.host}/{name}"
@@ -96,11 +110,36 @@ class Node:
         requests = self.upstream.blob_requests()
         return sum(one.bytes_sent for one in requests if one.path.endswith(digest))
 
+    @contextmanager
+    def slowly(self, digest: object, rate: float, *, before: int | None = None) -> Iterator[Rule]:
+        """The upstream sends one blob at so many bytes a second on each connection.
+
+        With ``before`` only ranges that begin before that byte.
+        """
+
+        def early(request: RecordedRequest) -> bool:
+            first = request.range[0] if request.range else 0
+            return before is None or (first is not None and first < before)
+
+        rule = self.upstream.add_rule(Rule(path=str(digest), rate=rate, when=early))
+        try:
+            yield rule
+        finally:
+            rule.rate = None
+            # An answer keeps the rate that it began with.
+            self.upstream.drop_connections()
+
     def content(self) -> set[str]:
         """Hex digests of the blobs in containerd's own store."""
         if not self.containerd.content.exists():
             return set()
         return {path.name for path in self.containerd.content.iterdir()}
+
+    def used_layers(self) -> set[str]:
+        """Hex digests of the layers that the snapshotter has mounted, or had."""
+        found = DeviceTable(self.snapshotter.root)
+        devices = (found.get(number) for number in found.numbers())
+        return {device.layer.digest.hex for device in devices if device is not None}
 
     @contextmanager
     def mounted(
@@ -131,12 +170,23 @@ class Node:
             deadline=120,
         )
 
+    def snapshots(self, namespace: str = "k8s.io") -> dict[str, str]:
+        """Keys and kinds of our snapshots, as containerd lists them."""
+        listed = self.containerd.ctr(
+            ["-n", namespace, "snapshots", "--snapshotter", "headstart", "list"]
+        )
+        lines = [line.split() for line in listed.splitlines()[1:]]
+        return {line[0]: line[-1] for line in lines}
+
 
 @contextmanager
 def running_node(
-    directory: Path, *, settings: Mapping[str, Mapping[str, object]] | None = None
+    directory: Path, *, pause: bytes, settings: Mapping[str, Mapping[str, object]] | None = None
 ) -> Iterator[Node]:
-    """All parts of a node; ``settings`` are further sections of the configuration."""
+    """All parts of a node; ``settings`` are further sections of the configuration.
+
+    ``pause`` is the program of the image that CRI runs in each pod; ``-`` makes it wait for ever.
+    """
     with ExitStack() as parts:
         upstream = parts.enter_context(ScriptedUpstream())
         mirror = Mirror(directory / "mirror", {upstream.host: upstream_at(upstream.url)})
@@ -146,6 +196,17 @@ def running_node(
         parts.enter_context(mirror)
         parts.enter_context(snapshotter)
         containerd = HeadstartContainerd(directory / "containerd", snapshotter.socket)
+        containerd.sandbox_image = _pause_image(upstream, pause)
         write_hosts_toml(containerd.hosts, upstream.host, mirror.url, upstream.url)
         parts.enter_context(containerd)
-        yield Node(upstream, mirror, snapshotter, containerd)
+        node = Node(upstream, mirror, snapshotter, containerd)
+        # As on any node that has run a pod before.
+        node.cri.pull(containerd.sandbox_image)
+        yield node
+
+
+def _pause_image(upstream: ScriptedUpstream, program: bytes) -> str:
+    archive = Archive()
+    archive.add("pause", program, mode=0o755)
+    serve(upstream, [gzipped(archive.finish())], repository="team/pause", command=["/pause", "-"])
+    return f"{upstream.host}/team/pause:v1"

@@ -31,8 +31,7 @@ def test_a_container_starts_while_most_of_its_image_is_missing_and_then_sees_all
     image, weights = large_image(node, program, name, 21)
     reference = node.reference(f"{name}:v1")
     big = str(image.layers[1].digest)
-    node.upstream.connection_rate = 2 * MIB
-    try:
+    with node.slowly(big, 2 * MIB):
         started = time.monotonic()
         node.containerd.cri_pull(reference)
         printed = node.containerd.run(reference, "lazy", "/etc/motd", namespace="k8s.io")
@@ -40,8 +39,6 @@ def test_a_container_starts_while_most_of_its_image_is_missing_and_then_sees_all
         assert printed == "the weights are on their way\n"
         fetched = node.fetched(big)
         assert fetched < len(image.layers[1].blob) // 2, f"after {first_line:.1f} s: {fetched}"
-    finally:
-        node.upstream.connection_rate = None
     node.pull_with("overlayfs", reference, "compared")
     with (
         node.mounted(image.chains[-1], tmp_path / "ours", snapshotter="headstart") as ours,

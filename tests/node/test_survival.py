@@ -83,7 +83,7 @@ def kill_each_in_turn(node: Node, rounds: int, reading: Reading, pause: float) -
         "daemon": lambda: kill(node.snapshotter.pid_of("mount.device.daemon")),
         "snapshotter": restart_snapshotter,
     }
-    killed = []
+    killed: list[str] = []
     for _ in range(rounds):
         for name, fell in victims.items():
             if reading.ended:
@@ -110,16 +110,13 @@ def test_f43_f44_f46_a_container_reads_on_while_each_process_is_killed_in_turn(
     layers = [estargz(base_layer(program, 31, 10), form), estargz(archive.finish(), form)]
     image = serve(node.upstream, layers, repository=f"team/survival{rounds}")
     reference = node.reference(f"team/survival{rounds}:v1")
-    node.upstream.connection_rate = CONNECTION_RATE
-    try:
+    with node.slowly(image.layers[1].digest, CONNECTION_RATE) as slow:
         node.containerd.cri_pull(reference)
         reading = Reading(node, reference, "/models/weights")
         killed = kill_each_in_turn(node, rounds, reading, PAUSE)
         assert not reading.ended, f"it was over after {len(killed)} kills"
-        node.upstream.connection_rate = None
+        slow.rate = None
         status, errors = reading.finish(60)
-    finally:
-        node.upstream.connection_rate = None
     assert (status, errors) == (0, "")
     assert reading.received == size
     assert reading.digest.hexdigest() == hashlib.sha256(weights).hexdigest()
@@ -128,4 +125,3 @@ def test_f43_f44_f46_a_container_reads_on_while_each_process_is_killed_in_turn(
     assert len(killed) == 4 * rounds
     assert stalls[-1] < LONGEST_STALL
     assert stalls[int(len(stalls) * 0.99)] < USUAL_STALL
-    assert image.layers[1].digest

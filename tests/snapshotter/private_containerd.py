@@ -20,11 +20,17 @@ class HeadstartContainerd(Containerd):
         self._plugin = plugin
         self.hosts = directory / "hosts"
         self.hosts.mkdir()
+        self.sandbox_image: str | None = None
+        """What CRI runs in each pod beside its containers; containerd's own unless given."""
+        self.annotations = False
+        """Whether CRI says in labels which image a layer is of; in force from the next start."""
 
     def arguments(self) -> Sequence[str | Path]:
         configuration = self.directory / "containerd.toml"
         disabled = [f"io.containerd.snapshotter.v1.{name}" for name in _DISABLED]
         cri = 'plugins."io.containerd.grpc.v1.cri"'
+        sandbox = f'sandbox_image = "{self.sandbox_image}"' if self.sandbox_image else ""
+        annotations = "" if not self.annotations else "disable_snapshot_annotations = false"
         configuration.write_text(
             f"""
 version = 2
@@ -39,11 +45,13 @@ address = "{self._plugin}"
 [{cri}]
 restrict_oom_score_adj = true
 stream_server_port = "0"
+{sandbox}
 [{cri}.cni]
 bin_dir = "{self.directory}"
 conf_dir = "{self.directory / "cni"}"
 [{cri}.containerd]
 snapshotter = "headstart"
+{annotations}
 [{cri}.registry]
 config_path = "{self.hosts}"
 """

@@ -172,6 +172,9 @@ class LayerFiles(KeptLayer):
         """
         length = sum(map(len, pieces))
         self.reserve(offset, offset + length)
+        if self.stripes == 1 and length <= LARGEST_WRITE and len(pieces) <= MOST_PIECES:
+            self._write_batch(0, offset, pieces, length)
+            return
         waiting = [memoryview(piece) for piece in reversed(pieces)]
         for stripe, file_offset, count in self.geometry.runs(offset, offset + length):
             while count:
@@ -180,7 +183,9 @@ class LayerFiles(KeptLayer):
                 file_offset += size
                 count -= size
 
-    def _write_batch(self, stripe: int, offset: int, batch: list[memoryview], length: int) -> None:
+    def _write_batch(
+        self, stripe: int, offset: int, batch: Sequence[memoryview | bytes], length: int
+    ) -> None:
         descriptor = self._descriptors[stripe]
         done = os.pwritev(descriptor, batch, offset)
         if done < length:

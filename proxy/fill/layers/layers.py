@@ -104,6 +104,7 @@ class Layers:
         self._refused: dict[Digest, tuple[FillFailed, float]] = {}
         self._staged: dict[Layer, Fill] = {}
         self._ending: set[Fill] = set()
+        self._syncing: set[Layer] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._around = StagingSurroundings(filler, settings.extent_size)
         self._threads = ThreadPoolExecutor(2 * MOST_AT_ONCE, thread_name_prefix="layer")
@@ -137,7 +138,7 @@ class Layers:
 
     def _tick(self, now: float) -> None:
         for layer in list(self._layers.values()):
-            if layer.listeners:
+            if layer.listeners or layer in self._syncing:
                 self._idle_since.pop(layer, None)
             elif now - self._idle_since.setdefault(layer, now) > IDLE_SECONDS:
                 self._close(layer)
@@ -361,11 +362,33 @@ class Layers:
             layer.vouched.add(layer.known.upstream)
             self._note(layer)
             self._retain(digest)
+            self._sync(layer)
             logger.info("layer: %s is complete", digest)
         else:
             self._drop(layer, layer.failure)
         self._end_fills()
         self._begin_next()
+
+    def _sync(self, layer: Layer) -> None:
+        """Make a complete layer image last, in a thread."""
+        files = layer.files
+        if files is None:
+            return
+
+        def synced(result: object) -> None:
+            self._syncing.discard(layer)
+            if isinstance(result, OSError):
+                # The kernel has dropped the pages: what fsync did not write must not be trusted.
+                text = f"{layer.known.digest}: its layer image cannot be written: {result.strerror}"
+                logger.error("layer: %s; it is dropped", text)
+                files.unlink()
+                layer.refuse(FillFailed("space", text))
+                self._filler.quota.forget(LayerKey(layer.known.digest))
+                self._clerk.submit(self._records.delete, layer.known.digest)
+                self._forget(layer)
+
+        self._syncing.add(layer)
+        self._filler.in_thread(files.sync, synced, self._openers)
 
     def _drop(self, layer: Layer, failure: FillFailed) -> None:
         """Forget a layer that cannot go on; what is right of it is kept for the next try."""

@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import deflate
 
@@ -26,6 +27,9 @@ from proxy.fill.layers.inflating import PIECE_SIZE, inflate
 from proxy.fill.layers.layer_files import LayerFiles
 from proxy.fill.layers.ready_blocks import gaps, ready_blocks
 from proxy.fill.layers.source import CompressedBytes, SourceFailed
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 LARGEST_AT_ONCE = 8 * MIB
 """Uncompressed bytes of a member that libdeflate may inflate at once; larger ones are streamed."""
@@ -198,6 +202,7 @@ class _MemberReceiver:
         self._spans = writer.chunks.spans(member)
         self._written: dict[int, Chunk] = {}
         self._position = 0
+        self._hasher: Hash | None = None
         self._next()
 
     def _next(self) -> None:
@@ -213,7 +218,7 @@ class _MemberReceiver:
             return
         self._chunk = self._writer.chunks.chunk(number)
         self._device.begin(self._chunk.device_offset)
-        self._hasher = sha256()
+        self._hasher = None
 
     def take(self, piece: memoryview) -> None:
         """The next uncompressed bytes. Raises LayerRefused, OSError."""
@@ -225,7 +230,12 @@ class _MemberReceiver:
                 stop = min(length, done + span.stop - self._position)
             given = piece[done:stop]
             if self._chunk is not None:
-                self._hasher.update(given)
+                if self._hasher is None:
+                    # In one call, where all of a chunk is here: what it costs is turns of the
+                    # interpreter's lock.
+                    self._hasher = sha256(given)
+                else:
+                    self._hasher.update(given)
                 self._device.add(given)
             elif span.chunk is None:
                 self._take_framing(given)
@@ -242,7 +252,7 @@ class _MemberReceiver:
     def _end_span(self) -> None:
         number, chunk = self._span.chunk, self._chunk
         if number is not None and chunk is not None:
-            if self._hasher.digest() != chunk.digest:
+            if self._hasher is None or self._hasher.digest() != chunk.digest:
                 name = file_at(self._writer.toc.tree.root, chunk.device_offset)
                 raise LayerRefused(
                     f"the bytes of {shown(name)} in the member at {chunk.start} of its blob"
