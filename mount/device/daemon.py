@@ -26,6 +26,8 @@ from mount.device.served_pages import ServedPages
 from mount.device.table import DeviceTable
 from mount.device.takeover import Takeover
 from mount.device.waiting_reads import WaitingReads
+from mount.tree.operations import TreeOperations
+from mount.tree.trees import Trees
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +54,16 @@ async def serve(root: Path, fill_socket: Path, read_deadline_seconds: float) -> 
 
     waiting = WaitingReads()
     async with FillClient(fill_socket, "mount") as client, trio.open_nursery() as nursery:
-        files = DeviceFiles(DeviceTable(root), OpenLayers(client), waiting, read_deadline_seconds)
+        table = DeviceTable(root)
+        files = DeviceFiles(table, OpenLayers(client), waiting, read_deadline_seconds)
+        trees = Trees(root, table, files)
         takeover = Takeover(FUSE_DESCRIPTOR, bytes.fromhex(str(greeting["init"])), agree)
         served = ServedPages(MountPlaces(root).device_files)
-        operations.begin(files, served, takeover.mount_point)
+        operations.begin(TreeOperations(files, served, trees), takeover.mount_point)
         takeover.begin()
         nursery.start_soon(waiting.watch)
         nursery.start_soon(served.drop_on)
-        nursery.start_soon(_tidy, files)
+        nursery.start_soon(_tidy, files, trees)
         nursery.start_soon(_finish_on_signal)
         await operations.serve()
         nursery.cancel_scope.cancel()
@@ -71,11 +75,12 @@ async def _finish_on_signal() -> None:
             operations.finish()
 
 
-async def _tidy(files: DeviceFiles) -> None:
+async def _tidy(files: DeviceFiles, trees: Trees) -> None:
     while True:
         await trio.sleep(_TIDY_EVERY_SECONDS)
         try:
             files.forget_removed()
+            trees.forget_removed()
         except OSError as error:
             logger.error("the device table cannot be read: %s", error)
 

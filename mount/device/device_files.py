@@ -112,15 +112,19 @@ class DeviceFiles:
 
     def _device(self, inode: int) -> tuple[DataDevice, int]:
         number, stripe = device_of(inode)
+        device = self._numbered(number)
+        if stripe >= device.geometry.stripes:
+            raise NoSuchDevice(f"data device {number} has no stripe {stripe}")
+        return device, stripe
+
+    def _numbered(self, number: int) -> DataDevice:
         device = self._known.get(number)
         if device is None:
             device = self._table.get(number)
             if device is None:
                 raise NoSuchDevice(f"there is no data device {number}")
             self._known[number] = device
-        if stripe >= device.geometry.stripes:
-            raise NoSuchDevice(f"data device {number} has no stripe {stripe}")
-        return device, stripe
+        return device
 
     # --- reads ---
 
@@ -131,14 +135,26 @@ class DeviceFiles:
         """
         device, stripe = self._device(inode)
         stop = min(offset + length, device.file_size(stripe))
-        pieces = list(object_ranges(device.geometry, stripe, offset, stop))
+        return await self._read(device, list(object_ranges(device.geometry, stripe, offset, stop)))
+
+    async def read_ranges(self, number: int, ranges: list[ObjectRange]) -> bytes:
+        """Exactly these bytes of a data device, one range behind the other; as :meth:`read`."""
+        return await self._read(self._numbered(number), ranges)
+
+    async def _read(self, device: DataDevice, pieces: list[ObjectRange]) -> bytes:
         if not pieces:
             return b""
         with self._waiting.waiting(device, pieces[0].offset):
             content = await self._read_in_time(device, pieces)
-        if len(content) != stop - offset:
-            raise ReadFailed(f"{len(content)} bytes were read where {stop - offset} are")
+        wanted = sum(piece.length for piece in pieces)
+        if len(content) != wanted:
+            raise ReadFailed(f"{len(content)} bytes were read where {wanted} are")
         return content
+
+    def expect(self, number: int, fingerprint: bytes) -> None:
+        """Only a layer image whose metadata has this BLAKE3 is read as data device ``number``."""
+        self._fingerprints[number] = fingerprint
+        self._checked.pop(number, None)
 
     async def _read_in_time(self, device: DataDevice, pieces: list[ObjectRange]) -> bytes:
         with anyio.move_on_after(self._deadline):

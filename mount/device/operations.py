@@ -1,4 +1,4 @@
-"""The device files as FUSE sees them: the one module that knows pyfuse3.
+"""The device files as FUSE sees them.
 
 Whatever a request handler raises becomes an error number here; pyfuse3 would end the whole daemon.
 """
@@ -6,7 +6,7 @@ Whatever a request handler raises becomes an error number here; pyfuse3 would en
 import errno
 import logging
 import stat
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -38,39 +38,52 @@ ahead), each of the others has a process that sleeps in it."""
 IDLE_TASKS = 64
 """Tasks that are kept for the next requests: starting one costs as much as a small request."""
 
-_FOREVER_SECONDS = 1e9
+FOREVER_SECONDS = 1e9
+"""How long the kernel may keep what never changes."""
+
 _BLOCK_SIZE = 4096
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _answering(
-    method: Callable[_P, Coroutine[object, object, _R]],
-) -> Callable[_P, Coroutine[object, object, _R]]:
-    """Turn whatever a handler raises into an error number."""
+def answering(
+    numbers: Mapping[type[Exception], int],
+) -> Callable[
+    [Callable[_P, Coroutine[object, object, _R]]], Callable[_P, Coroutine[object, object, _R]]
+]:
+    """Turn whatever a handler raises into an error number, by a table such as ERROR_NUMBERS."""
 
-    @wraps(method)
-    async def handler(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return await method(*args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except Exception as error:
-            raise pyfuse3.FUSEError(error_number(error)) from error
+    def decorate(
+        method: Callable[_P, Coroutine[object, object, _R]],
+    ) -> Callable[_P, Coroutine[object, object, _R]]:
+        @wraps(method)
+        async def handler(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            try:
+                return await method(*args, **kwargs)
+            except pyfuse3.FUSEError:
+                raise
+            except Exception as error:
+                raise pyfuse3.FUSEError(error_number(error, numbers)) from error
 
-    return handler
+        return handler
+
+    return decorate
 
 
-def error_number(error: Exception) -> int:
+def error_number(error: Exception, numbers: Mapping[type[Exception], int] = ERROR_NUMBERS) -> int:
     """What the kernel is told; what is not in the table is logged with its traceback."""
-    for kind, number in ERROR_NUMBERS.items():
+    for kind, number in numbers.items():
         if isinstance(error, kind):
-            if not isinstance(error, NoSuchDevice | ReadFailed):  # these have been logged
+            # A missing file is no news, and a failed read has been logged.
+            if number != errno.ENOENT and not isinstance(error, ReadFailed):
                 logger.error("a request failed: %s", error)
             return number
     logger.error("a request failed", exc_info=error)
     return errno.EIO
+
+
+_answering = answering(ERROR_NUMBERS)
 
 
 class DeviceOperations(pyfuse3.Operations):
@@ -90,13 +103,17 @@ class DeviceOperations(pyfuse3.Operations):
         if parent_inode != ROOT_INODE:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
         if name in (b".", b".."):
-            return _directory()
+            return directory_attributes(ROOT_INODE)
         return _file(*self._files.find(name))
 
     @_answering
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Attributes, which never change."""
-        return _directory() if inode == ROOT_INODE else _file(inode, self._files.size(inode))
+        return (
+            directory_attributes(ROOT_INODE)
+            if inode == ROOT_INODE
+            else _file(inode, self._files.size(inode))
+        )
 
     @_answering
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
@@ -146,9 +163,9 @@ class DeviceOperations(pyfuse3.Operations):
         return answer
 
 
-def begin(files: DeviceFiles, served: ServedPages, mount_point: str) -> None:
+def begin(operations: DeviceOperations, mount_point: str) -> None:
     """Make pyfuse3's session; ``mount_point`` is ``/dev/fd/N``. Raises RuntimeError."""
-    pyfuse3.init(DeviceOperations(files, served), mount_point, set(OPTIONS))
+    pyfuse3.init(operations, mount_point, set(OPTIONS))
 
 
 async def serve() -> None:
@@ -161,8 +178,9 @@ def finish() -> None:
     pyfuse3.terminate()
 
 
-def _directory() -> pyfuse3.EntryAttributes:
-    return _attributes(ROOT_INODE, stat.S_IFDIR | 0o500, 0)
+def directory_attributes(inode: int) -> pyfuse3.EntryAttributes:
+    """Of a directory that is none of a layer's."""
+    return _attributes(inode, stat.S_IFDIR | 0o500, 0)
 
 
 def _file(inode: int, size: int) -> pyfuse3.EntryAttributes:
@@ -176,5 +194,5 @@ def _attributes(inode: int, mode: int, size: int) -> pyfuse3.EntryAttributes:
     entry.st_size = size
     entry.st_blocks = -(-size // 512)
     entry.st_nlink = 1
-    entry.entry_timeout = entry.attr_timeout = _FOREVER_SECONDS
+    entry.entry_timeout = entry.attr_timeout = FOREVER_SECONDS
     return entry

@@ -14,6 +14,8 @@ class MountPlaces:
         self.device_files = root / "devices-fs"
         """Where the FUSE file system with the device files is mounted."""
         self.run = root / "run"
+        self.mount_records = self.run / "layers"
+        """From which files each layer is mounted (:mod:`mount.mounting.mounted_from`)."""
         self.pid_file = self.run / "supervisor.pid"
         """Locked (flock) by the supervisor for as long as it runs."""
         self.socket = self.run / "supervisor.sock"

@@ -1,11 +1,12 @@
 """Layer images in files as the filler makes them, and the layers that they belong to."""
 
-import hashlib
 import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from blake3 import blake3
 
 from headstart.content.digest import Digest
 from headstart.store.extent_map import boot_id
@@ -56,7 +57,7 @@ class StoredLayer:
             for stripe, path in enumerate(self.maps)
         ]
         self.map = LayerMap(created)
-        self.map.stripes[0].record_meta(MetaRecord(len(meta), 0, hashlib.sha256(meta).digest()))
+        self.map.stripes[0].record_meta(MetaRecord(len(meta), 0, blake3(meta).digest()))
         for stripe, path in enumerate(self.devices):
             path.touch()
             os.truncate(path, self.geometry.stripe_length(stripe))

@@ -44,7 +44,7 @@ def main(device: str, truth: str, how: str = "read") -> None:
         reads += 1
         if piece != os.pread(true, length, offset):
             wrong += 1
-            trouble = trouble or f"{length} bytes at {offset}: others"
+            trouble = trouble or f"{length} bytes at {offset}: {len(piece)} others came"
         if mapping is not None:
             mapping.madvise(mmap.MADV_DONTNEED)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
