@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ("mirror: {tls: {certificate: /c.pem}}", "mirror.tls.key"),
         ("mirror: {default_upstream: quay.io}", "mirror.default_upstream"),
         ("mirror: {default_upstream: 'a b'}", "mirror.default_upstream"),
-        ("mount: {read_deadline: 0}", "mount.read_deadline"),
+        ("mount: {read_deadline: -1s}", "mount.read_deadline"),
         ("mount: {repositories: ['A B']}", "mount.repositories[0]"),
         ("prefetch: {background: fast}", "prefetch.background"),
         ("upstreams: {}", "upstreams"),

@@ -27,6 +27,17 @@ def eventually(condition: Callable[[], object], patience: float, what: str) -> N
         time.sleep(0.02)
 
 
+def running(mirror: Mirror, module: str, patience: float = 20.0) -> int:
+    """Process id of a child that may just be started again."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return mirror.process_id(module)
+        except ProcessLookupError:
+            assert time.monotonic() < deadline, f"{module} does not run after {patience} s"
+            time.sleep(0.02)
+
+
 def opened_files(pid: int, below: Iterable[Path]) -> list[str]:
     """The files below these directories that a process has open or mapped, deleted ones too."""
     roots = tuple(f"{path}/{kind}" for path in below for kind in ("blobs", STAND_INS))

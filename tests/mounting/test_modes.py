@@ -144,6 +144,7 @@ class Broken:
     def __init__(self, name: str, failure: OSError | None = None) -> None:
         self.name = name
         self.magic = system_calls.EROFS_MAGIC
+        self.through_fuse = False
         self._failure = failure
 
     def mount(self, files: LayerFiles, target: Path) -> None:

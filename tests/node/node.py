@@ -1,8 +1,10 @@
 """A node as users have it: mirror, snapshotter and containerd, all real, before an upstream."""
 
 import contextlib
+import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -13,12 +15,13 @@ from pathlib import Path
 
 from mount.device.table import DeviceTable
 from tests.doubles.scripted_upstream import RecordedRequest, Rule, ScriptedUpstream
+from tests.faults.watching import eventually
 from tests.layers.images import gzipped, serve
 from tests.node.cri import Cri
 from tests.node.trees import Archive
 from tests.parts.containerd import write_hosts_toml
 from tests.parts.mirror import Mirror, upstream_at
-from tests.parts.processes import run
+from tests.parts.processes import ProcessFailed, run
 from tests.parts.server import Server
 from tests.snapshotter.private_containerd import HeadstartContainerd
 
@@ -110,6 +113,10 @@ class Node:
         requests = self.upstream.blob_requests()
         return sum(one.bytes_sent for one in requests if one.path.endswith(digest))
 
+    def complete(self, digest: str) -> bool:
+        """Whether the filler has said that a layer image is whole."""
+        return f"layer: {digest} is complete" in self.mirror.log.read_text()
+
     @contextmanager
     def slowly(self, digest: object, rate: float, *, before: int | None = None) -> Iterator[Rule]:
         """The upstream sends one blob at so many bytes a second on each connection.
@@ -169,6 +176,57 @@ class Node:
             ],
             deadline=120,
         )
+
+    def processes(self) -> dict[str, int]:
+        """Process IDs of all that serves layers; the snapshotter's has to run."""
+        return {
+            "filler": self.mirror.process_id("proxy.fill.process"),
+            "mirror": self.mirror.process_id("proxy.mirror"),
+            "snapshotter": self.snapshotter.running.pid,
+            "supervisor": self.snapshotter.pid_of("mount.supervisor"),
+            "daemon": self.snapshotter.pid_of("mount.device.daemon"),
+        }
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to one of :meth:`processes`; what nobody else starts again is started."""
+        if name == "snapshotter":
+            self.snapshotter.kill()
+            self.snapshotter.start()
+        else:
+            os.kill(self.processes()[name], signal.SIGKILL)
+
+    def reconnected(self) -> None:
+        """Wait until containerd, which tries at its own intervals, talks to the snapshotter again."""
+
+        def answers() -> bool:
+            try:
+                self.snapshots()
+            except ProcessFailed:
+                return False
+            return True
+
+        eventually(answers, 30, "containerd has found the snapshotter again")
+
+    def task(self, container: str, namespace: str = "k8s.io") -> tuple[int, str]:
+        """Process ID and state of a container that was started."""
+        listed = self.containerd.ctr(["-n", namespace, "tasks", "list"]).splitlines()[1:]
+        pid, state = next(line.split()[1:] for line in listed if line.split()[0] == container)
+        return int(pid), state
+
+    @contextmanager
+    def started(self, reference: str, name: str, *command: str) -> Iterator[Path]:
+        """A container that runs in the background; its root directory, as long as it runs."""
+        ctr = self.containerd.ctr
+        options = ["--detach", "--net-host", "--snapshotter", "headstart"]
+        ctr(["-n", "k8s.io", "run", *options, reference, name, *command])
+        try:
+            yield Path(f"/proc/{self.task(name)[0]}/root")
+        finally:
+            with contextlib.suppress(ProcessFailed):
+                ctr(["-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
+            eventually(lambda: self.task(name)[1] != "RUNNING", 20, f"{name} ends")
+            ctr(["-n", "k8s.io", "tasks", "rm", name])
+            ctr(["-n", "k8s.io", "containers", "rm", name])
 
     def snapshots(self, namespace: str = "k8s.io") -> dict[str, str]:
         """Keys and kinds of our snapshots, as containerd lists them."""

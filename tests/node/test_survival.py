@@ -3,11 +3,9 @@
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,28 +67,14 @@ class Reading:
 
 def kill_each_in_turn(node: Node, rounds: int, reading: Reading, pause: float) -> list[str]:
     """SIGKILL, ``rounds`` times each of our processes; who was killed, in order."""
-
-    def kill(pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
-
-    def restart_snapshotter() -> None:
-        node.snapshotter.kill()
-        node.snapshotter.start()
-
-    victims: dict[str, Callable[[], None]] = {
-        "filler": lambda: kill(node.mirror.process_id("proxy.fill.process")),
-        "mirror": lambda: kill(node.mirror.process_id("proxy.mirror")),
-        "daemon": lambda: kill(node.snapshotter.pid_of("mount.device.daemon")),
-        "snapshotter": restart_snapshotter,
-    }
     killed: list[str] = []
     for _ in range(rounds):
-        for name, fell in victims.items():
+        for name in ("filler", "mirror", "daemon", "snapshotter"):
             if reading.ended:
                 return killed
             time.sleep(pause)
             print(f"kill {name} {time.time() % 1000:.2f}")
-            fell()
+            node.kill(name)
             killed.append(name)
     return killed
 

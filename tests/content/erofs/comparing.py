@@ -8,7 +8,7 @@ from pathlib import Path
 from headstart.content.layer.entry import EntryKind
 from headstart.content.layer.inode import Inode
 
-_FORMATS = {
+FORMATS = {
     EntryKind.DIRECTORY: stat.S_IFDIR,
     EntryKind.REGULAR: stat.S_IFREG,
     EntryKind.SYMLINK: stat.S_IFLNK,
@@ -42,7 +42,7 @@ def assert_shows(mount: Path, root: Inode, contents: Mapping[Inode, bytes]) -> i
 def assert_file(path: bytes, inode: Inode, contents: Mapping[Inode, bytes]) -> None:
     """Compare one file."""
     found = os.lstat(path)
-    assert found.st_mode == _FORMATS[inode.kind] | inode.mode, path
+    assert found.st_mode == FORMATS[inode.kind] | inode.mode, path
     assert (found.st_uid, found.st_gid) == (inode.uid, inode.gid), path
     assert found.st_mtime_ns == inode.mtime_ns, path
     assert found.st_nlink == inode.links, path
