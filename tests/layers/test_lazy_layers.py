@@ -74,60 +74,69 @@ async def test_a_read_that_somebody_waits_on_goes_before_the_stream(stage: Stage
 
 
 def slow_image(stage: Stage, rate: int = MIB) -> tuple[ServedImage, bytes]:
-    """A layer of one large file whose upstream is slow, and the file."""
+    """A layer of one large file that comes slowly over each connection, and the file."""
     weights = random.Random(2).randbytes(24 * MIB)
     image = serve(stage.upstream, [estargz(tar_of({"weights": weights}))])
     stage.seen(image)
-    stage.upstream.connection_rate = rate
+    stage.upstream.add_rule(Rule(path=str(image.layers[0].digest), rate=rate))
     return image, weights
 
 
 async def test_a_filler_killed_in_the_middle_goes_on_where_it_was(
-    stage: Stage, tmp_path: Path
+    own_stage: Stage, tmp_path: Path
 ) -> None:
-    image, weights = slow_image(stage, 2 * MIB)
+    image, weights = slow_image(own_stage, 2 * MIB)
     digest = image.layers[0].digest
     with anyio.fail_after(PATIENCE):
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             layer.raise_priority("mount")
             await layer.wait_mountable()
             await layer.wait(0, 6 * MIB)
-            os.kill(stage.mirror.process_id("proxy.fill.process"), signal.SIGKILL)
-            stage.upstream.connection_rate = None
+            os.kill(own_stage.mirror.process_id("proxy.fill.process"), signal.SIGKILL)
+            own_stage.upstream.clear_rules()
             await layer.wait(8 * MIB, 64 << 10)
             assert layer.cached.available(0, 4 * MIB) == 4 * MIB
             await layer.wait_complete()
             with tree_of(layer, tmp_path / "root") as root:
                 shown(image.layers[0], root, {"weights": weights})
-    again = stage.fetched(digest) - len(image.layers[0].blob)
+    again = own_stage.fetched(digest) - len(image.layers[0].blob)
     assert again < len(image.layers[0].blob), "what was written is not fetched again"
 
 
-async def test_what_is_here_of_a_layer_can_be_read_with_the_upstream_down(stage: Stage) -> None:
-    image, weights = slow_image(stage, 2 * MIB)
+async def test_what_is_here_of_a_layer_can_be_read_with_the_upstream_down(own_stage: Stage) -> None:
+    image, weights = slow_image(own_stage, 2 * MIB)
     with anyio.fail_after(PATIENCE):
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             layer.raise_priority("mount")
             await layer.wait_mountable()
             await layer.wait(0, 4 * MIB)
-        await anyio.to_thread.run_sync(stage.mirror.stop)
-        stage.upstream.add_rule(Rule(close_before_answer=True))
-        await anyio.to_thread.run_sync(stage.mirror.start)
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        await anyio.to_thread.run_sync(own_stage.mirror.stop)
+        own_stage.upstream.clear_rules()
+        own_stage.upstream.add_rule(Rule(close_before_answer=True))
+        await anyio.to_thread.run_sync(own_stage.mirror.start)
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             await layer.wait_mountable()
             await layer.wait(0, 2 * MIB)
             assert layer.cached.read(MIB, 4096) in weights
             with pytest.raises(FillFailed) as late:
                 await layer.wait(layer.size - MIB, 4096, deadline_seconds=1.0)
             assert late.value.code == "deadline"
-            stage.upstream.clear_rules()
-            stage.upstream.connection_rate = None
+            own_stage.upstream.clear_rules()
             await layer.wait(layer.size - MIB, 4096)
 
 
 @pytest.mark.parametrize("what", ["chunk", "toc"])
 async def test_f51_a_wrong_digest_fails_that_layer_with_its_reason_and_is_remembered(
-    stage: Stage, what: str
+    own_stage: Stage, what: str
 ) -> None:
     honest = estargz(tar_of({"weights": random.Random(3).randbytes(3 * MIB)}))
     blob = bytearray(honest.blob)
@@ -137,11 +146,11 @@ async def test_f51_a_wrong_digest_fails_that_layer_with_its_reason_and_is_rememb
     else:
         annotations = {name: f"sha256:{'0' * 64}" for name in annotations if "digest" in name}
     lying = MadeLayer(bytes(blob), honest.tar, honest.media_type, annotations)
-    image = serve(stage.upstream, [lying])
-    stage.seen(image)
+    image = serve(own_stage.upstream, [lying])
+    own_stage.seen(image)
     with anyio.fail_after(PATIENCE):
-        async with stage.client() as client:
-            async with stage.opened(client, image.chains[0]) as (_, layer):
+        async with own_stage.client() as client:
+            async with own_stage.opened(client, image.chains[0]) as (_, layer):
                 layer.raise_priority("mount")
                 with pytest.raises(FillFailed) as refused:
                     await layer.wait_complete()
@@ -149,7 +158,7 @@ async def test_f51_a_wrong_digest_fails_that_layer_with_its_reason_and_is_rememb
             with pytest.raises(FillFailed) as again:
                 await client.chain(image.chains[0])
             assert again.value.code == "refused"
-    assert not stage.files_below("layers")
+    assert not own_stage.files_below("layers")
 
 
 async def test_a_toc_under_another_images_chain_id_is_quarantined_when_it_is_whole(

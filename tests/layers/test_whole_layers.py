@@ -68,42 +68,51 @@ async def test_all_layers_of_an_image_stream_together(stage: Stage, tmp_path: Pa
 
 
 async def test_a_layer_image_is_found_again_after_a_restart_with_the_upstream_down(
-    stage: Stage, tmp_path: Path
+    own_stage: Stage, tmp_path: Path
 ) -> None:
     files = tree(2, 50)
-    image = serve(stage.upstream, [gzipped(tar_of(files))])
-    stage.seen(image)
+    image = serve(own_stage.upstream, [gzipped(tar_of(files))])
+    own_stage.seen(image)
     with anyio.fail_after(PATIENCE):
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             layer.raise_priority("mount")
             await layer.wait_complete()
-        await anyio.to_thread.run_sync(stage.mirror.stop)
-        stage.upstream.forget_requests()
-        stage.upstream.add_rule(Rule(close_before_answer=True))
-        await anyio.to_thread.run_sync(stage.mirror.start)
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        await anyio.to_thread.run_sync(own_stage.mirror.stop)
+        own_stage.upstream.forget_requests()
+        own_stage.upstream.add_rule(Rule(close_before_answer=True))
+        await anyio.to_thread.run_sync(own_stage.mirror.start)
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             await layer.wait_complete()
             with tree_of(layer, tmp_path / "root") as root:
                 assert contents(root) == files
-    assert stage.upstream.blob_bytes_sent() == 0
+    assert own_stage.upstream.blob_bytes_sent() == 0
 
 
 async def test_a_filler_killed_while_it_makes_a_layer_image_makes_it_anew(
-    stage: Stage, tmp_path: Path
+    own_stage: Stage, tmp_path: Path
 ) -> None:
     files = tree(3, 100)
-    image = serve(stage.upstream, [gzipped(tar_of(files))])
-    stage.seen(image)
-    slow = stage.upstream.add_rule(Rule(path=str(image.layers[0].digest), rate=1 << 20))
+    image = serve(own_stage.upstream, [gzipped(tar_of(files))])
+    own_stage.seen(image)
+    slow = own_stage.upstream.add_rule(Rule(path=str(image.layers[0].digest), rate=1 << 20))
     with anyio.fail_after(PATIENCE):
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             layer.raise_priority("mount")
 
             def some_is_here() -> bool:
-                return stage.fetched(image.layers[0].digest) >= 500_000
+                return own_stage.fetched(image.layers[0].digest) >= 500_000
 
             await anyio.to_thread.run_sync(eventually, some_is_here, PATIENCE, "some is here")
-            os.kill(stage.mirror.process_id("proxy.fill.process"), signal.SIGKILL)
+            os.kill(own_stage.mirror.process_id("proxy.fill.process"), signal.SIGKILL)
             slow.rate = None
             await layer.wait_complete()
             with tree_of(layer, tmp_path / "root") as root:
@@ -111,15 +120,15 @@ async def test_a_filler_killed_while_it_makes_a_layer_image_makes_it_anew(
 
 
 async def test_a_layer_with_another_diff_id_is_refused_and_then_left_to_ordinary_pulls(
-    stage: Stage,
+    own_stage: Stage,
 ) -> None:
     layer = gzipped(tar_of(tree(4, 20)))
-    image = serve(stage.upstream, [layer], diff_ids=[Digest.of(b"another tar")])
-    stage.seen(image)
+    image = serve(own_stage.upstream, [layer], diff_ids=[Digest.of(b"another tar")])
+    own_stage.seen(image)
     claimed = Digest.of(b"another tar")
     with anyio.fail_after(PATIENCE):
-        async with stage.client() as client:
-            async with stage.opened(client, claimed) as (known, opened):
+        async with own_stage.client() as client:
+            async with own_stage.opened(client, claimed) as (known, opened):
                 opened.raise_priority("mount")
                 with pytest.raises(FillFailed, match="diff ID") as refused:
                     await opened.wait_mountable()
@@ -129,7 +138,7 @@ async def test_a_layer_with_another_diff_id_is_refused_and_then_left_to_ordinary
             assert again.value.code == "refused"
             with pytest.raises(FillFailed, match="diff ID"):
                 await client.open_layer(known.layer)
-    assert not stage.files_below("layers")
+    assert not own_stage.files_below("layers")
 
 
 async def test_a_layer_image_is_not_shown_under_another_diff_id_than_its_own(
@@ -185,13 +194,18 @@ async def test_a_get_of_a_blob_of_which_only_the_layer_image_is_here_is_a_miss(
     assert stage.fetched(digest) == 2 * len(image.layers[0].blob)
 
 
-async def test_a_layer_image_is_listed_and_evicted_by_its_key(stage: Stage, tmp_path: Path) -> None:
+async def test_a_layer_image_is_listed_and_evicted_by_its_key(
+    own_stage: Stage, tmp_path: Path
+) -> None:
     files = tree(8, 30)
-    image = serve(stage.upstream, [gzipped(tar_of(files))])
-    stage.seen(image)
+    image = serve(own_stage.upstream, [gzipped(tar_of(files))])
+    own_stage.seen(image)
     key = f"layer:{image.layers[0].digest}"
     with anyio.fail_after(PATIENCE):
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             layer.raise_priority("mount")
             await layer.wait_complete()
             listed = await client.call({"type": "cache"})
@@ -201,7 +215,7 @@ async def test_a_layer_image_is_listed_and_evicted_by_its_key(stage: Stage, tmp_
             assert mine["allocated"] >= sum(map(len, files.values()))
             with tree_of(layer, tmp_path / "root") as root:
                 await client.call({"type": "evict", "digest": key})
-                assert not stage.files_below("layers")
+                assert not own_stage.files_below("layers")
                 assert contents(root) == files, "what is mounted stays"
 
 
@@ -223,14 +237,17 @@ async def test_an_upstream_without_the_blob_fails_the_layer_with_its_reason(stag
             await layer.wait_complete()
 
 
-async def test_bytes_held_for_a_layer_stay_within_the_window(stage: Stage) -> None:
+async def test_bytes_held_for_a_layer_stay_within_the_window(own_stage: Stage) -> None:
     blob = plain(tar_of({"weights": random.Random(10).randbytes(160 << 20)}))
-    image = serve(stage.upstream, [blob])
-    stage.seen(image)
-    filler = stage.mirror.process_id("proxy.fill.process")
+    image = serve(own_stage.upstream, [blob])
+    own_stage.seen(image)
+    filler = own_stage.mirror.process_id("proxy.fill.process")
     held = 0
     with anyio.fail_after(2 * PATIENCE):
-        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
             layer.raise_priority("mount")
             while layer.state != "complete":
                 held = max(held, staged_bytes(filler))
@@ -238,7 +255,7 @@ async def test_bytes_held_for_a_layer_stay_within_the_window(stage: Stage) -> No
                 if layer.failure is not None:
                     raise layer.failure
     assert 0 < held <= WINDOW + (16 << 20), f"{held >> 20} MiB were held"
-    assert stage.fetched(blob.digest) == len(blob.blob)
+    assert own_stage.fetched(blob.digest) == len(blob.blob)
 
 
 def staged_bytes(pid: int) -> int:
