@@ -8,7 +8,7 @@ import itertools
 from typing import Protocol
 
 from headstart.store.errors import FillFailed
-from headstart.store.geometry import MIB, UNIT_SIZE
+from headstart.store.geometry import MIB
 from headstart.store.wire import PRIORITIES
 from proxy.fill.fill import Fill
 from proxy.fill.layers.blob_reading import BlobReading
@@ -47,9 +47,15 @@ class Window:
         for other in self._holders:
             other.slide()
 
-    def share(self) -> int:
-        """Bytes that each may hold; at least two ranges, so that one arrives while one is used."""
-        return max(self._size // max(1, len(self._holders)), 2 * SMALLEST_RANGE)
+    def stop(self, released: int) -> int:
+        """Up to which byte one may want, of which those before ``released`` are used.
+
+        At least two ranges ahead, so that one arrives while one is used; on a grid, so that the
+        ranges are large; never so near that who uses whole pieces waits for the rest of one.
+        """
+        share = max(self._size // max(1, len(self._holders)), 2 * SMALLEST_RANGE)
+        grid = max(MIB, min(self.range_size, share // 2 // MIB * MIB))
+        return max((released + share) // grid * grid, released + 2 * MIB)
 
 
 class ArrivingBlob(BlobReading):
@@ -104,9 +110,7 @@ class ArrivingBlob(BlobReading):
             return
         stop = self.size
         if self._window is not None:
-            grid = self._window.range_size
-            stop = min(stop, max(self._released + self._window.share(), grid) // grid * grid)
-            stop = max(stop, min(self.size, self._released + UNIT_SIZE))
+            stop = min(stop, self._window.stop(self._released))
         if stop > self._wanted:
             self._add_want(self._wanted, stop)
             self._wanted = stop

@@ -38,6 +38,9 @@ class LayerListener(Protocol):
     def notify_layer(self, layer: "Layer") -> None:
         """Its state has changed."""
 
+    def notify_evicted(self) -> None:
+        """It was evicted: what is open can be read on, who comes later opens it again."""
+
 
 class Maker(Protocol):
     """What brings the bytes of a layer image."""
@@ -62,10 +65,19 @@ class Layer:
         self.listeners: set[LayerListener] = set()
         self.maker: Maker | None = None
         self.evicted = False
+        self.on_refused: Callable[[Layer, FillFailed], None] = lambda layer, failure: None
+        """Called before anybody is told."""
+        self.closing = False
+        """Whether its maker has been told to stop."""
+        self.ended = asyncio.Event()
+        """Set when no maker works on it any more: its files may be made anew."""
         self.opening: asyncio.Task[None] | None = None
         """Looks at what is on disk; the state is not known before it ends."""
         self.vouched: set[str] = set()
         """The upstreams that have delivered, or owned to, the blob."""
+        self.found = False
+        """Whether some of it was on disk when it was opened."""
+        self.noted_at = 0.0
         self.implied = False
         """Whether it has directories whose attributes only the layers below it know."""
 
@@ -136,6 +148,7 @@ class Layer:
         if self.failure is not None:
             return
         self.failure = failure
+        self.on_refused(self, failure)
         wants, self.wants = self.wants, []
         for want in wants:
             want.settle(failure)

@@ -24,6 +24,10 @@ class LayerHandle:
         """Tell the client the new state, and the files that it may open."""
         self._send({"type": "state", "handle": self.number, **layer.described()})
 
+    def notify_evicted(self) -> None:
+        """Tell the client to open it again."""
+        self._send({"type": "state", "handle": self.number, "state": "evicted"})
+
     def add_want(
         self, number: int, offset: int, stop: int | None, priority: int, settle: Settle
     ) -> None:

@@ -4,12 +4,14 @@
 believed. The rest is as in :mod:`proxy.fill.records`.
 """
 
+import json
 import logging
 from dataclasses import dataclass, field
 
 from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
 from headstart.store.index import Index, type_json
+from headstart.store.known_layer import KnownLayer
 from headstart.store.layout import Layout
 from headstart.store.object_key import LayerKey
 from proxy.fill.layers.stored_layers import remove_layer, stored_layers
@@ -18,6 +20,9 @@ from proxy.fill.quota import Quota
 logger = logging.getLogger(__name__)
 
 KIND = "layer"
+REFUSED = "refused"
+REFUSED_SECONDS = 24 * 3600.0
+"""How long a layer whose bytes were wrong is left to ordinary pulls."""
 
 
 @dataclass(slots=True)
@@ -63,6 +68,13 @@ class LayerRecord:
         }
 
 
+def _claim(known: KnownLayer) -> str:
+    """What is refused: all that was said of the layer, not its blob for others who are right."""
+    said = known.as_message()
+    del said["upstream"], said["repository"]
+    return str(Digest.of(json.dumps(said, sort_keys=True).encode()))
+
+
 class LayerRecords:
     """The records, through the index; every call blocks and belongs into a thread."""
 
@@ -83,6 +95,15 @@ class LayerRecords:
     def delete(self, digest: Digest) -> None:
         """The layer image is gone."""
         self._index.delete(KIND, str(digest))
+
+    def refuse(self, known: KnownLayer, text: str) -> None:
+        """Remember that what a layer says of itself is not so."""
+        self._index.put(REFUSED, _claim(known), {"text": text}, REFUSED_SECONDS)
+
+    def refusal(self, known: KnownLayer) -> str | None:
+        """Why a layer has been refused lately."""
+        stored = self._index.get(REFUSED, _claim(known))
+        return None if stored is None else str(stored.get("text"))
 
     def fill_account(self, quota: Quota) -> None:
         """Enter every layer image into the account; those without a record are removed."""

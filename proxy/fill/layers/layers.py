@@ -44,8 +44,6 @@ MOST_AT_ONCE = 4
 THREADS_EACH = 4
 IDLE_SECONDS = 30.0
 """How long a layer image that nobody has open goes on: a mount that restarts finds it again."""
-REFUSED_SECONDS = 24 * 3600.0
-"""How long a layer whose bytes were wrong is left to ordinary pulls."""
 TICK_SECONDS = 1.0
 TOUCH_SECONDS = 60.0
 PREFETCH = PRIORITIES.index("prefetch")
@@ -68,6 +66,19 @@ def is_chunked(known: KnownLayer) -> bool:
     except LayerRefused as error:
         logger.warning("layer: %s is taken for an ordinary one: %s", known.digest, error)
         return False
+
+
+def _claim(known: KnownLayer) -> tuple[object, ...]:
+    """What must be the same for two to mean one layer image; where it comes from need not be."""
+    annotations = frozenset(known.annotations.items())
+    return known.digest, known.diff_id, known.size, known.media_type, annotations
+
+
+def _raise_implied(known: KnownLayer) -> None:
+    """Raises FillFailed for a layer that would stand above others."""
+    if known.position > 0:
+        text = f"{known.digest}: it has no entries for some of its directories"
+        raise FillFailed("refused", text)
 
 
 class _Store:
@@ -101,7 +112,9 @@ class Layers:
         self._queued: list[Layer] = []
         self._making: set[Layer] = set()
         self._idle_since: dict[Layer, float] = {}
-        self._refused: dict[Digest, tuple[FillFailed, float]] = {}
+        self._retired: set[Layer] = set()
+        """Evicted while somebody had them open."""
+        self._closed = False
         self._staged: dict[Layer, Fill] = {}
         self._ending: set[Fill] = set()
         self._syncing: set[Layer] = set()
@@ -126,29 +139,48 @@ class Layers:
 
     async def close(self) -> None:
         """Stop what is in the making and write what is known."""
+        self._closed = True
         for layer in list(self._layers.values()):
             if layer.maker is not None:
                 layer.maker.close()
         for threads in (self._threads, self._openers):
             await self._loop.run_in_executor(None, threads.shutdown)
-        for layer in self._layers.values():
+        for layer in {*self._layers.values(), *self._retired}:
             if layer.files is not None:
                 layer.files.close()
         self._clerk.shutdown(wait=True)
 
     def _tick(self, now: float) -> None:
         for layer in list(self._layers.values()):
+            if layer.state == "mountable" and now - layer.noted_at > TOUCH_SECONDS:
+                layer.noted_at = now
+                self._note(layer)
             if layer.listeners or layer in self._syncing:
                 self._idle_since.pop(layer, None)
             elif now - self._idle_since.setdefault(layer, now) > IDLE_SECONDS:
                 self._close(layer)
+        for layer in list(self._retired):
+            if not layer.listeners and layer not in self._syncing and layer.maker is None:
+                self._retired.discard(layer)
+                if layer.files is not None:
+                    layer.files.close()
         self._end_fills()
 
     def _close(self, layer: Layer) -> None:
+        """Nobody has it open: stop what works on it, and close it then."""
+        if layer.closing or layer.opening is not None:
+            return
+        if layer in self._queued:
+            self._filler.quota.busy(LayerKey(layer.known.digest), -1)
         if layer.maker is not None:
+            layer.closing = True
             layer.maker.close()
+            return
+        if layer in self._making:
+            return  # it is about to have a maker
         self._forget(layer)
-        if layer.files is not None and layer.settled:
+        layer.ended.set()
+        if layer.files is not None:
             layer.files.close()
 
     def _forget(self, layer: Layer) -> None:
@@ -168,27 +200,22 @@ class Layers:
 
     async def find(self, chain: Digest, manifest: Digest | None) -> KnownChain | None:
         """What a chain ID stands for. Raises FillFailed where the layer has been refused."""
-        found = await self._loop.run_in_executor(self._clerk, self._find, chain, manifest)
-        if found is not None:
-            self._raise_refused(found.layer.digest)
-        return found
+        return await self._loop.run_in_executor(self._clerk, self._find, chain, manifest)
 
     def _find(self, chain: Digest, manifest: Digest | None) -> KnownChain | None:
         found = self._chains.find(chain, manifest)
-        if found is not None and found.position > 0:
+        if found is not None:
+            self._raise_refused(found.layer)
             record = self._records.get(found.layer.digest)
             if record is not None and record.implied:
-                text = "it has no entries for some of its directories"
-                raise FillFailed("refused", f"{found.layer.digest}: {text}")
+                _raise_implied(found.layer)
         return found
 
-    def _raise_refused(self, digest: Digest) -> None:
-        refused = self._refused.get(digest)
-        if refused is None:
-            return
-        if time.monotonic() < refused[1]:
-            raise FillFailed("refused", refused[0].text)
-        del self._refused[digest]
+    def _raise_refused(self, known: KnownLayer) -> None:
+        """In the index's thread. Raises FillFailed for what has been refused lately."""
+        text = self._records.refusal(known)
+        if text is not None:
+            raise FillFailed("refused", text)
 
     # --- opening ---
 
@@ -196,26 +223,41 @@ class Layers:
         """The layer image of a layer, in any state. Raises FillFailed."""
         if known.upstream not in self._filler.upstreams:
             raise FillFailed("refused", f"{known.upstream} is not among the upstreams")
-        self._raise_refused(known.digest)
-        layer = self._layers.get(known.digest)
-        if layer is None or layer.failure is not None:
-            layer = self._layers[known.digest] = Layer(known)
-            # Before the first await, so that two who ask at once get the same one.
-            layer.opening = asyncio.create_task(self._look_up(layer))
-        if layer.known.diff_id != known.diff_id:
-            text = f"{known.digest}: its diff ID is {layer.known.diff_id}, not {known.diff_id}"
-            raise FillFailed("refused", text)
+        await self._loop.run_in_executor(self._clerk, self._raise_refused, known)
+        layer = await self._open(known)
         if layer.opening is not None:
             await asyncio.shield(layer.opening)
+        if layer.failure is not None and layer.failure.code == "refused":
+            raise layer.failure
+        if layer.implied:
+            _raise_implied(known)
         await self._prove(layer, known)
         self._filler.quota.touch(LayerKey(known.digest), time.time())
         return layer
+
+    async def _open(self, known: KnownLayer) -> Layer:
+        """The layer that is open, or a new one. Raises FillFailed."""
+        while True:
+            layer = self._layers.get(known.digest)
+            if layer is None:
+                layer = self._layers[known.digest] = Layer(known)
+                layer.on_refused = self._remember
+                # Before the first await, so that two who ask at once get the same one.
+                layer.opening = asyncio.create_task(self._look_up(layer))
+            elif layer.failure is not None or layer.closing:
+                # Its files are still somebody's.
+                await layer.ended.wait()
+                continue
+            if _claim(layer.known) != _claim(known):
+                text = f"{known.digest}: is open with the diff ID {layer.known.diff_id}"
+                raise FillFailed("refused", f"{text} as another layer than this one says")
+            return layer
 
     async def _prove(self, layer: Layer, known: KnownLayer) -> None:
         """Another upstream's layer image is only for those whose own upstream has the blob too."""
         if known.upstream in layer.vouched:
             return
-        if known.upstream == layer.known.upstream and layer.state != "complete":
+        if known.upstream == layer.known.upstream and not layer.found:
             return  # it is being asked for the bytes themselves
         source = BlobSource(known.upstream, known.repository)
         try:
@@ -230,6 +272,7 @@ class Layers:
         try:
             found = await self._loop.run_in_executor(self._openers, self._look, layer.known)
             if found is not None:
+                layer.found = True
                 record, layer.files = found
                 layer.vouched.update(record.vouched)
                 layer.implied = record.implied
@@ -239,20 +282,39 @@ class Layers:
                 layer.enter("complete")
             else:
                 self._enqueue(layer)
+        except FillFailed as failure:
+            self._give_up(layer, failure)
         except Exception as error:
             logger.exception("layers: %s cannot be opened", layer.known.digest)
-            self._forget(layer)
-            layer.refuse(FillFailed("upstream", f"the layer image cannot be opened: {error}"))
+            text = f"the layer image cannot be opened: {error}"
+            self._give_up(layer, FillFailed("upstream", text))
         finally:
             layer.opening = None
 
+    def _remember(self, layer: Layer, failure: FillFailed) -> None:
+        """What is wrong in itself is not tried again soon."""
+        if failure.code == "digest":
+            self._clerk.submit(self._records.refuse, layer.known, failure.text)
+
+    def _give_up(self, layer: Layer, failure: FillFailed) -> None:
+        self._forget(layer)
+        layer.refuse(failure)
+        layer.ended.set()
+
     def _look(self, known: KnownLayer) -> tuple[LayerRecord, LayerFiles] | None:
-        """In a thread: what is on disk, if it can be believed."""
+        """In a thread: what is on disk, if it can be believed.
+
+        Raises FillFailed where a verified one is of another diff ID: it stays as it is.
+        """
         record = self._records.get(known.digest)
         room = LayerRoom(self._filler, known.digest)
         files = LayerFiles.open(self._filler.layout, known.digest, room)
         if files is None:
             return None
+        if record is not None and record.diff_id != known.diff_id and files.verified:
+            files.close()
+            text = f"{known.digest}: its diff ID is {record.diff_id}, not {known.diff_id}"
+            raise FillFailed("refused", text)
         same = record is not None and record.diff_id == known.diff_id and files.check()
         if record is not None and same and (files.verified or is_chunked(known)):
             return record, files
@@ -263,16 +325,16 @@ class Layers:
     # --- making ---
 
     def _enqueue(self, layer: Layer) -> None:
+        self._filler.quota.busy(LayerKey(layer.known.digest), 1)
         self._queued.append(layer)
         self._begin_next()
 
     def _begin_next(self) -> None:
         """Begin the most urgent layers, of those the largest: it takes longest."""
-        while self._queued and len(self._making) < MOST_AT_ONCE:
+        while self._queued and len(self._making) < MOST_AT_ONCE and not self._closed:
             layer = min(self._queued, key=lambda one: (one.priority, -one.known.size))
             self._queued.remove(layer)
             self._making.add(layer)
-            self._filler.quota.busy(LayerKey(layer.known.digest), 1)
             self._start(self._make(layer))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -316,6 +378,7 @@ class Layers:
                 filler.settings.request_size,
                 filler,
                 self._threads,
+                self._mountable,
                 self._made,
             )
         blob = ArrivingBlob(fill, known.size, window, min(layer.priority, PREFETCH))
@@ -345,27 +408,36 @@ class Layers:
             digested=False,
             largest_range=self._window.range_size,
         )
+        # Replicas of one registry differ in entity tags; the digests decide.
+        fill.etag_ignored = True
         self._readmit(fill, source)
         self._staged[layer] = fill
         return fill, self._window
 
+    def _mountable(self, layer: Layer) -> None:
+        """A layer streams on by itself; others may begin."""
+        self._making.discard(layer)
+        layer.vouched.add(layer.known.upstream)
+        self._note(layer)
+        self._begin_next()
+
     def _made(self, layer: Layer) -> None:
-        """A layer is complete, or will never be."""
+        """Nobody works on the layer any more: it is complete, or it will never be."""
         self._making.discard(layer)
         layer.maker = None
         staged = self._staged.pop(layer, None)
         if staged is not None:
             self._ending.add(staged)
-        digest = layer.known.digest
-        self._filler.quota.busy(LayerKey(digest), -1)
-        if layer.failure is None:
+        self._filler.quota.busy(LayerKey(layer.known.digest), -1)
+        if layer.state == "complete":
             layer.vouched.add(layer.known.upstream)
             self._note(layer)
-            self._retain(digest)
+            self._retain(layer.known.digest)
             self._sync(layer)
-            logger.info("layer: %s is complete", digest)
+            logger.info("layer: %s is complete", layer.known.digest)
         else:
-            self._drop(layer, layer.failure)
+            self._drop(layer)
+        layer.ended.set()
         self._end_fills()
         self._begin_next()
 
@@ -381,26 +453,29 @@ class Layers:
                 # The kernel has dropped the pages: what fsync did not write must not be trusted.
                 text = f"{layer.known.digest}: its layer image cannot be written: {result.strerror}"
                 logger.error("layer: %s; it is dropped", text)
-                files.unlink()
+                if not layer.evicted:
+                    files.unlink()
+                    self._filler.quota.forget(LayerKey(layer.known.digest))
+                    self._clerk.submit(self._records.delete, layer.known.digest)
                 layer.refuse(FillFailed("space", text))
-                self._filler.quota.forget(LayerKey(layer.known.digest))
-                self._clerk.submit(self._records.delete, layer.known.digest)
                 self._forget(layer)
+                self._retired.add(layer)
 
         self._syncing.add(layer)
         self._filler.in_thread(files.sync, synced, self._openers)
 
-    def _drop(self, layer: Layer, failure: FillFailed) -> None:
-        """Forget a layer that cannot go on; what is right of it is kept for the next try."""
-        digest = layer.known.digest
-        wrong = failure.code == "digest"
-        if wrong:
-            self._refused[digest] = failure, time.monotonic() + REFUSED_SECONDS
+    def _drop(self, layer: Layer) -> None:
+        """Forget a layer that does not go on; what is right of it is kept for the next try."""
+        digest, failure = layer.known.digest, layer.failure
+        wrong = failure is not None and failure.code == "digest"
+        kept = layer.files is not None and not wrong and not layer.evicted
+        if kept and failure is None:
+            self._note(layer)
         if layer.files is not None:
-            if wrong:
+            if wrong and not layer.evicted:
                 layer.files.unlink()
             layer.files.close()
-        if wrong or layer.files is None:
+        if not kept:
             self._filler.quota.forget(LayerKey(digest))
             self._clerk.submit(self._records.delete, digest)
         self._forget(layer)
@@ -470,6 +545,10 @@ class Layers:
         if layer is not None:
             layer.evicted = True
             self._forget(layer)
+            layer.ended.set()
+            self._retired.add(layer)
+            for listener in list(layer.listeners):
+                listener.notify_evicted()
 
     def _note(self, layer: Layer) -> None:
         """Enter a layer image's state into the account and the index."""

@@ -70,9 +70,14 @@ class LazyMaker:
         request_size: int,
         workshop: Workshop,
         threads: ThreadPoolExecutor,
+        mountable: Callable[[Layer], None],
         done: Callable[[Layer], None],
     ) -> None:
-        """``files`` are what is here already; ``done`` is called once, at the end."""
+        """``files`` are what is here already.
+
+        ``mountable`` is called when the TOC is here, ``done`` once at the end, when no thread works
+        on the layer any more.
+        """
         self._layer = layer
         self._blob = blob
         self._kept = kept
@@ -83,6 +88,7 @@ class LazyMaker:
         self._request_size = request_size
         self._workshop = workshop
         self._threads = threads
+        self._mountable = mountable
         self._done = done
         self._writer: MemberWriter | None = None
         self._check: DiffIdCheck | None = None
@@ -95,7 +101,9 @@ class LazyMaker:
         self._streamed = 0
         self._asked_until = -1
         self._reach = 0
-        self._closed = False
+        self._running = 0
+        self._ended = False
+        self._told = False
 
     # --- life ---
 
@@ -109,22 +117,26 @@ class LazyMaker:
 
     def close(self) -> None:
         """Stop; what is here stays."""
-        if not self._closed:
-            self._closed = True
-            self._window.leave(self)
-            self._blob.close()
+        self._end()
 
-    def _end(self, failure: FillFailed | None) -> None:
-        """Nothing more is to be done: complete, or refused."""
-        if self._closed and failure is None:
+    def _end(self, failure: FillFailed | None = None) -> None:
+        """Ask for nothing more; who waits hears of a failure at once."""
+        if self._ended:
             return
-        self.close()
-        layer = self._layer
-        if failure is None:
-            layer.enter("complete")
-        else:
-            layer.refuse(failure)
-        self._done(layer)
+        self._ended = True
+        self._window.leave(self)
+        self._blob.close()
+        if failure is not None:
+            self._layer.refuse(failure)
+        self._tell_done()
+
+    def _tell_done(self) -> None:
+        """Once no thread works on it: its files may be closed now."""
+        if self._ended and not self._running and not self._told:
+            self._told = True
+            if self._writer is not None:
+                self._writer.close()
+            self._done(self._layer)
 
     def _run(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
         def guarded() -> object:
@@ -133,7 +145,14 @@ class LazyMaker:
             except (LayerRefused, SourceFailed) as error:
                 return error
 
-        self._workshop.in_thread(guarded, done, self._threads)
+        def ran(result: object) -> None:
+            self._running -= 1
+            if not self._ended or isinstance(result, MemberWriter):
+                done(result)
+            self._tell_done()
+
+        self._running += 1
+        self._workshop.in_thread(guarded, ran, self._threads)
 
     # --- the TOC ---
 
@@ -144,15 +163,21 @@ class LazyMaker:
         refusal = refusal_of(known, plan.toc.tree.implied)
         if refusal is not None:
             raise refusal
-        files = self._files
-        if files is None:
-            files = self._store.create(plan.toc.device_size)
+        if self._files is not None:
+            if self._files.size != plan.toc.device_size:
+                raise LayerRefused("its layer image was made for another TOC")
+            return MemberWriter(self._blob, plan.toc, self._files)
+        files = self._store.create(plan.toc.device_size)
+        try:
             files.write_meta(plan.meta)
             self._kept.save()
-        elif files.size != plan.toc.device_size:
-            raise LayerRefused("its layer image was made for another TOC")
+            writer = MemberWriter(self._blob, plan.toc, files)
+        except BaseException:
+            files.unlink()
+            files.close()
+            raise
         self._files = files
-        return MemberWriter(self._blob, plan.toc, files)
+        return writer
 
     def _read(self, start: int, stop: int) -> bytes:
         """Bytes of the blob, in the thread that plans."""
@@ -174,18 +199,19 @@ class LazyMaker:
             self._end(failure_of(self._layer, result))
             return
         self._writer = result
-        if self._closed:
-            return
-        chunks = self._writer.chunks
-        self._left = sum(1 for _ in self._writer.missing())
         self._layer.files = self._files
+        if self._ended:
+            return
+        self._left = sum(1 for _ in self._writer.missing())
         self._window.join(self)
+        self._blob.patient = True
         self._layer.enter("mountable")
+        self._mountable(self._layer)
         logger.info(
             "layer: %s can be mounted; %d of %d pieces are missing",
             self._layer.known.digest,
             self._left,
-            chunks.members,
+            self._writer.chunks.members,
         )
         self.wanted()
         self.slide()
@@ -197,7 +223,7 @@ class LazyMaker:
     def wanted(self) -> None:
         """The wants have changed: ask for what somebody waits for."""
         writer = self._writer
-        if writer is None or self._closed:
+        if writer is None or self._ended:
             return
         self._blob.raise_priority(min(self._layer.priority, PREFETCH))
         for want in self._layer.wants:
@@ -230,16 +256,15 @@ class LazyMaker:
     def slide(self) -> None:
         """Let the stream go on as far as the window allows."""
         writer = self._writer
-        if writer is None or self._closed or self._blob.failure is not None:
+        if writer is None or self._ended or self._blob.failure is not None:
             return
         chunks = writer.chunks
         while self._low < chunks.members and writer.done(self._low):
             self._low += 1
         if self._low == chunks.members:
             return
-        grid, low = self._window.range_size, chunks.member(self._low)
-        stop = max(low.start + self._window.share(), grid) // grid * grid
-        stop = min(self._blob.size, max(stop, low.stop))
+        low = chunks.member(self._low)
+        stop = min(self._blob.size, max(self._window.stop(low.start), low.stop))
         first = max(self._low, self._streamed)
         until = first
         while until < chunks.members and chunks.member(until).stop <= stop:
@@ -253,13 +278,15 @@ class LazyMaker:
                 self._blob.ask(
                     chunks.member(begin).start, chunks.member(end).stop, priority, bulk=True
                 )
+            # What is here already comes with no arrival.
+            self.collect()
 
     # --- what has come ---
 
     def collect(self) -> None:
         """Take what has come to the writers."""
         writer = self._writer
-        if writer is None or self._closed:
+        if writer is None or self._ended:
             return
         if self._blob.failure is not None:
             self._end(self._blob.failure)
@@ -290,7 +317,7 @@ class LazyMaker:
     def _wrote(self, number: int, result: object) -> None:
         self._writing -= 1
         writer = self._writer
-        if writer is None or self._closed:
+        if writer is None or self._ended:
             return
         if isinstance(result, OSError):
             logger.error("layer: %s: cannot be written: %s", self._layer.known.digest, result)
@@ -310,14 +337,15 @@ class LazyMaker:
 
     def _write_again(self, number: int) -> None:
         """A full disk may have room by now; who waits has a deadline of its own."""
-        heapq.heappush(self._ready, (URGENT, number))
-        self._write_next()
+        if not self._ended:
+            heapq.heappush(self._ready, (URGENT, number))
+            self._write_next()
 
     # --- the whole ---
 
     def _look_whether_whole(self) -> None:
         writer = self._writer
-        if writer is None or self._left > 0 or self._closed or self._check is not None:
+        if writer is None or self._left > 0 or self._ended or self._check is not None:
             return
         known = self._layer.known
         self._check = DiffIdCheck(writer, known.diff_id)
@@ -325,10 +353,11 @@ class LazyMaker:
 
     def _advance(self, check: DiffIdCheck) -> None:
         def advanced(result: object) -> None:
-            if self._closed:
+            if self._ended:
                 return
             if result is True:
-                self._end(None)
+                self._layer.enter("complete")
+                self._end()
             elif result is False:
                 self._advance(check)
             else:

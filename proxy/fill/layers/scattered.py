@@ -42,6 +42,8 @@ class ScatteredBlob(BlobReading):
         self._done_from: dict[int, int] = {}
         self._done_to: dict[int, int] = {}
         self._closed = False
+        self.patient = False
+        """Whether what may pass is waited out: once somebody may have it mounted."""
         self.on_arrival: Callable[[], None] = lambda: None
         """Called on the loop when bytes have come."""
         self.readmit: Callable[[Fill, BlobSource], None] = lambda fill, source: None
@@ -90,7 +92,7 @@ class ScatteredBlob(BlobReading):
             if failure is None:
                 self._failures = 0
                 self._asked.discard(asked)
-            elif failure.code in TRANSIENT and self.failure is None:
+            elif self.patient and failure.code in TRANSIENT and self.failure is None:
                 delay = RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS) - 1)]
                 self._failures += 1
                 self.fill.later(delay, lambda: self._again(asked))
@@ -113,6 +115,11 @@ class ScatteredBlob(BlobReading):
         """Wake the threads, and whoever counts what has come."""
         super().notify_arrived(fill)
         self.on_arrival()
+
+    def notify_evicted(self, fill: Fill) -> None:
+        """So it is with what lies in the store; of memory a source was dropped for a moment."""
+        if fill.evicted:
+            super().notify_evicted(fill)
 
     def fail(self, failure: FillFailed) -> None:
         """No more will come."""

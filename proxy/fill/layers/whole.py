@@ -95,6 +95,7 @@ class WholeMaker:
             layer.files = self._files
             layer.enter("complete")
         else:
+            # Nobody else has made files of these names: an open waits for this end.
             self._files.unlink()
             self._files.close()
             layer.refuse(failure_of(layer, result))
