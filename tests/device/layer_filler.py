@@ -174,7 +174,11 @@ class LayerFiller:
     def _want(self, connection: socket.socket, message: Message) -> Message | None:
         handle = message["handle"]
         assert isinstance(handle, int)
-        stored = self._handles[handle]
+        stored = self._handles.get(handle)
+        if stored is None:
+            # Asked before the news of its eviction had come.
+            failure = FillFailed("protocol", "no such handle is open")
+            return {"type": "failed", **failure.as_message()}
         answer = self.on_want(stored, message)
         if isinstance(answer, FillFailed):
             return {"type": "failed", **answer.as_message()}

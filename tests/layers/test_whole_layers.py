@@ -356,3 +356,42 @@ def bare_tar(name: str, content: bytes) -> bytes:
         entry.size = len(content)
         archive.addfile(entry, io.BytesIO(content))
     return output.getvalue()
+
+
+async def test_a_configuration_that_lies_takes_nothing_from_the_image_that_is_right(
+    stage: Stage, tmp_path: Path
+) -> None:
+    files = tree(14, 15)
+    honest = gzipped(tar_of(files))
+    image = serve(stage.upstream, [honest])
+    claimed = Digest.of(b"claimed by somebody else")
+    liar = serve(stage.upstream, [honest], tag="lie", diff_ids=[claimed])
+    stage.seen(image)
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client:
+            async with stage.opened(client, image.chains[0]) as (_, layer):
+                layer.raise_priority("mount")
+                await layer.wait_complete()
+            stage.seen(liar)
+            with pytest.raises(FillFailed, match="diff ID"):
+                async with stage.opened(client, claimed) as (_, layer):
+                    layer.raise_priority("mount")
+                    await layer.wait_complete()
+            async with stage.opened(client, image.chains[0]) as (_, layer):
+                await layer.wait_complete()
+                with tree_of(layer, tmp_path / "root") as root:
+                    assert contents(root) == files
+    assert stage.fetched(honest.digest) == len(honest.blob), "it was there all the time"
+
+
+async def test_replicas_that_name_a_blob_differently_give_its_layer_image(stage: Stage) -> None:
+    layer_blob = plain(tar_of({"weights": random.Random(15).randbytes(40 << 20)}))
+    image = serve(stage.upstream, [layer_blob])
+    stage.seen(image)
+    for number in range(3):
+        tag = f'"replica {number}"'
+        stage.upstream.add_rule(Rule(path=str(layer_blob.digest), times=1, etag=tag))
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.raise_priority("mount")
+            await layer.wait_complete()

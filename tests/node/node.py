@@ -196,7 +196,7 @@ class Node:
             os.kill(self.processes()[name], signal.SIGKILL)
 
     def reconnected(self) -> None:
-        """Wait until containerd, which tries at its own intervals, talks to the snapshotter again."""
+        """Wait until containerd talks to the snapshotter again: it tries at its own intervals."""
 
         def answers() -> bool:
             try:

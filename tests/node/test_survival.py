@@ -100,6 +100,7 @@ def test_f43_f44_f46_a_container_reads_on_while_each_process_is_killed_in_turn(
         killed = kill_each_in_turn(node, rounds, reading, PAUSE)
         assert not reading.ended, f"it was over after {len(killed)} kills"
         slow.rate = None
+        node.upstream.drop_connections()
         status, errors = reading.finish(60)
     assert (status, errors) == (0, "")
     assert reading.received == size

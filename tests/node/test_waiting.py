@@ -21,8 +21,8 @@ LONGEST_RETURN = 8.0
 @pytest.mark.parametrize(
     ("seconds", "size", "rate"),
     [
-        # Two connections, then eight.
-        pytest.param(8, 8 * MIB, 512 << 10, id="short"),
+        # One or two connections, then eight.
+        pytest.param(8, 6 * MIB, 512 << 10, id="short"),
         pytest.param(60, 64 * MIB, 128 << 10, id="long", marks=pytest.mark.soak),
     ],
 )
@@ -68,7 +68,7 @@ def test_containers_come_and_go_while_a_pull_waits_for_an_ordinary_layer(
         f"pull {returned - began:.1f} s, {after:.2f} s after the last byte; "
         f"{len(creations)} containers, longest {max(creations):.2f} s"
     )
-    assert returned - began > seconds / 2, "the layer was awaited"
+    assert returned - began > seconds / 3, "the layer was awaited"
     assert len(creations) >= 3
     assert max(creations) < LONGEST_CREATION
     assert after < LONGEST_RETURN

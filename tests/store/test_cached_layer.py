@@ -105,6 +105,18 @@ def test_a_file_of_another_length_is_not_intact(stored: Stored) -> None:
         reader.read(GEOMETRY.extent_size, 100)
 
 
+def test_what_is_in_the_page_cache_is_read_without_waiting(stored: Stored) -> None:
+    reader = stored.opened()
+    border = GEOMETRY.extent_size
+    assert reader.read(0, 2 * border) == PAYLOAD[: 2 * border]  # so that it is there
+    found = reader.read_at_once(border - 5000, 5000)
+    assert found in (PAYLOAD[border - 5000 : border], None)
+    assert reader.read_at_once(border - 10, 20) is None, "of two stripes"
+    os.truncate(stored.devices[0], 4096)
+    assert reader.read_at_once(0, 8192) is None
+    reader.close()
+
+
 def test_an_evicted_image_can_still_be_read(stored: Stored) -> None:
     stored.complete()
     reader = stored.opened()

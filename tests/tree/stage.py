@@ -24,7 +24,7 @@ class TreeStage:
         self.filler = devices.filler
         self._directory = directory
         self._stored: list[StoredLayer] = []
-        self.mode = TreeMode(self.device_files)
+        self.mode = TreeMode(devices.root, self.device_files)
 
     def device_files(self) -> Path:
         """As :class:`mount.mounting.supervised_devices.SupervisedDevices`."""
