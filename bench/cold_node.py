@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.link import Arrivals, ImageRegistry, Link
-from bench.llm_image import PROGRAM
+from bench.image_registry import ImageRegistry
+from bench.link import Arrivals, Link
+from bench.llm_image import LIBRARY, PROGRAM, WEIGHTS
 from bench.measure import WrongAnswer
 from tests.node.node import Snapshotter
 from tests.parts.containerd import write_hosts_toml
@@ -23,6 +24,7 @@ from tests.snapshotter.private_containerd import HeadstartContainerd
 NAMESPACE = "k8s.io"
 DEADLINE = 600.0
 _LOOK_EVERY_SECONDS = 0.01
+_FORGET_SECONDS = 30.0
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -61,6 +63,7 @@ class ColdNode:
     containerd: HeadstartContainerd
     snapshotter: str
     mirror: Mirror | None = None
+    plugin: Snapshotter | None = None
 
     def start(self, tag: str, paths: Sequence[str], expected: str, *, pull: bool = True) -> Start:
         """Pull the image, run its program and ask it until it answers; then end it.
@@ -82,8 +85,27 @@ class ColdNode:
         return Start(ended - begun, pulled - begun, arrivals.size, arrivals.points)
 
     def forget(self, tag: str) -> None:
-        """Remove the image, as if it had never been pulled here."""
+        """Remove the image, as if it had never been pulled here; its layers are unmounted.
+
+        Raises TimeoutError.
+        """
         self.containerd.cri_remove(self.registry.reference(tag))
+        end = time.monotonic() + _FORGET_SECONDS
+        while self.plugin is not None and any("/layers/" in path for path in self.plugin.mounts()):
+            if time.monotonic() > end:
+                raise TimeoutError(f"still mounted: {self.plugin.mounts()}")
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+    def files(self) -> list[Path]:
+        """What there is of the image on this node's disk: layer images, or unpacked files."""
+        if self.mirror is not None and self.plugin is not None:
+            found = [path for stripe in self.mirror.stripes for path in stripe.glob("layers/**/*")]
+        else:
+            # Not the container's own, which may be going just now.
+            snapshots = self.containerd.directory / "root/io.containerd.snapshotter.v1.overlayfs"
+            parts = [f"snapshots/*/fs/{path}/**/*" for path in (LIBRARY, WEIGHTS)]
+            found = [path for part in parts for path in snapshots.glob(part)]
+        return [path for path in found if path.is_file() and not path.is_symlink()]
 
     @contextmanager
     def _container(
@@ -149,8 +171,9 @@ def stock_node(
         if mirrored:
             mirror = stack.enter_context(_mirror(directory, registry))
         containerd = StockContainerd(directory / "containerd")
-        url = None if mirror is None else mirror.url
-        write_hosts_toml(containerd.hosts, registry.host, url, registry.url)
+        # As a host too: containerd 1.6 speaks TLS to a server whose file names none.
+        first = registry.url if mirror is None else mirror.url
+        write_hosts_toml(containerd.hosts, registry.host, first, registry.url)
         stack.enter_context(containerd)
         yield ColdNode(link, registry, containerd, containerd.snapshotter, mirror)
 
@@ -167,7 +190,7 @@ def mounting_node(directory: Path, link: Link, registry: ImageRegistry) -> Itera
         containerd = HeadstartContainerd(directory / "containerd", snapshotter.socket)
         write_hosts_toml(containerd.hosts, registry.host, mirror.url, registry.url)
         stack.enter_context(containerd)
-        yield ColdNode(link, registry, containerd, "headstart", mirror)
+        yield ColdNode(link, registry, containerd, "headstart", mirror, snapshotter)
 
 
 def _mirror(directory: Path, registry: ImageRegistry) -> Mirror:

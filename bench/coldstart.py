@@ -5,6 +5,7 @@ is wanted follows from the link: nobody answers before the bytes that were read 
 sooner after that than the program takes by itself. Needs root.
 """
 
+import os
 import shutil
 import statistics
 import tempfile
@@ -18,21 +19,35 @@ import grpc
 
 from bench.client import receive
 from bench.cold_node import ColdNode, Start, mounting_node, own_seconds, stock_node
+from bench.image_registry import REPOSITORY, ImageRegistry
 from bench.library_tree import library_tree
-from bench.link import ImageRegistry, Link
+from bench.link import Link
 from bench.llm_image import ESTARGZ, GZIP, LlmImage, llm_image
 from bench.measure import FAILURES, GIB, MB, MIB, brief, ratio
+from bench.page_cache import drop, make_room
 from bench.report import Cell, Report, Rows, Wanted
 from bench.setting import Setting
 
 STOCK = "containerd"
-STOCK_MIRRORED = "containerd, headstart's mirror"
-UNPACKED = "containerd, unpacked before"
+STOCK_MIRRORED = "containerd, mirror"
+UNPACKED = "containerd, unpacked"
+UNPACKED_DISK = "containerd, unpacked, on disk"
 UNCONVERTED = "headstart mount, gzip"
 LAZY = "headstart mount, eStargz"
-BLOBS_WARM = "headstart mount, gzip, blobs warm"
-WARM = "headstart mount, layers complete"
-LEGS = (STOCK, STOCK_MIRRORED, UNCONVERTED, LAZY, BLOBS_WARM, WARM, UNPACKED)
+BLOBS_WARM = "headstart mount, blobs warm"
+WARM = "headstart mount, complete"
+WARM_DISK = "headstart mount, complete, on disk"
+LEGS = (
+    STOCK,
+    STOCK_MIRRORED,
+    UNPACKED,
+    UNPACKED_DISK,
+    UNCONVERTED,
+    LAZY,
+    BLOBS_WARM,
+    WARM,
+    WARM_DISK,
+)
 _OWN_RUNS = 3
 _MOST_ROUNDS = 3
 _POINTS = 400
@@ -62,7 +77,7 @@ def bench(setting: Setting) -> Report:
     with ExitStack() as stack:
         directory = stack.enter_context(setting.scratch(4 * max(image.sizes.values())))
         link = stack.enter_context(Link())
-        registry = stack.enter_context(ImageRegistry(directory / "registry", link, image))
+        registry = stack.enter_context(ImageRegistry(directory / "registry", image, link))
         rate = _link_rate(registry, image)
         own, expected = _own(image)
         setting.say(f"link: {rate / MB:.1f} MB/s; the program by itself: {own:.2f} s")
@@ -90,8 +105,11 @@ def _note(measured: _Measured, node: str, legs: _Legs) -> None:
     try:
         with closing(legs):
             for name, leg in legs:
-                measured.starts.setdefault(name, []).append(leg())
-    except (*FAILURES, grpc.RpcError) as error:
+                start = leg()
+                measured.starts.setdefault(name, []).append(start)
+    except grpc.RpcError as error:
+        measured.failures[name] = str(error.details()) if isinstance(error, grpc.Call) else "?"
+    except FAILURES as error:
         measured.failures[name] = brief(error)
 
 
@@ -100,7 +118,11 @@ def _stock(
 ) -> _Legs:
     with stock_node(place, link, registry, mirrored=False) as node:
         yield STOCK, lambda: node.start(GZIP, image.paths(), expected)
+        _make_room(image)
         yield UNPACKED, lambda: node.start(GZIP, image.paths(), expected, pull=False)
+        _leave_memory(node)
+        _make_room(image)
+        yield UNPACKED_DISK, lambda: node.start(GZIP, image.paths(), expected, pull=False)
 
 
 def _mirrored(
@@ -116,7 +138,12 @@ def _unconverted(
     with mounting_node(place, link, registry) as node:
         yield UNCONVERTED, lambda: node.start(GZIP, image.paths(), expected)
         node.forget(GZIP)
+        _make_room(image)
         yield WARM, lambda: node.start(GZIP, image.paths(), expected)
+        node.forget(GZIP)
+        _leave_memory(node)
+        _make_room(image)
+        yield WARM_DISK, lambda: node.start(GZIP, image.paths(), expected)
 
 
 def _lazy(
@@ -143,6 +170,18 @@ _NODES: dict[str, Callable[[Path, Link, ImageRegistry, LlmImage, str], _Legs]] =
 }
 
 
+def _leave_memory(node: ColdNode) -> None:
+    """As on the next day: what is on the disk is not in the page cache."""
+    os.sync()
+    drop(node.files())
+
+
+def _make_room(image: LlmImage) -> None:
+    """For what the program reads, twice: as files and as files below them."""
+    sizes = [path.stat().st_size for path in image.unpacked.rglob("*") if path.is_file()]
+    make_room(2 * sum(sizes))
+
+
 def _warm(node: ColdNode, tag: str) -> None:
     """``POST /warm``, and wait for its end."""
     assert node.mirror is not None
@@ -161,7 +200,7 @@ def _link_rate(registry: ImageRegistry, image: LlmImage) -> float:
     """Bytes a second that one connection gets over the link, of a whole blob."""
     largest = max((image.directory / "blobs").iterdir(), key=lambda path: path.stat().st_size)
     size = min(largest.stat().st_size, 256 * MIB)
-    url = f"{registry.url}/v2/bench/llm/blobs/{largest.name}"
+    url = f"{registry.url}/v2/{REPOSITORY}/blobs/{largest.name}"
     return size / receive(url, 0, size).seconds
 
 
@@ -181,14 +220,15 @@ def _tell(report: Report, image: LlmImage, measured: _Measured, rate: float, own
         UNCONVERTED: 1.15 * image.sizes[GZIP] / rate + own,
         LAZY: 1.1 * image.sizes[ESTARGZ] / rate + own,
     }
-    unpacked = measured.seconds(UNPACKED)
-    if unpacked is not None:
-        bounds[WARM] = 1.1 * unpacked
+    for leg, peer in ((WARM, UNPACKED), (WARM_DISK, UNPACKED_DISK)):
+        unpacked = measured.seconds(peer)
+        if unpacked is not None:
+            bounds[leg] = 1.1 * unpacked
     rows: list[list[Cell]] = []
     for leg in LEGS:
         taken = measured.starts.get(leg)
         if not taken:
-            rows.append([leg, measured.failures.get(leg, "failed"), *[None] * 6])
+            rows.append([leg, "failed", *[None] * 6])
             continue
         seconds = [start.seconds for start in taken]
         middle = statistics.median(seconds)

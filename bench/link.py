@@ -7,20 +7,14 @@ come is counted by the near end. Needs root.
 import contextlib
 import itertools
 import os
-import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.llm_image import LlmImage
-from tests.parts.images import OCI_MANIFEST
-from tests.parts.nginx import Nginx
 from tests.parts.processes import ProcessFailed, run
 
-REPOSITORY = "bench/llm"
 RATE = "1gbit"
 _SHAPING = ("burst", "256kb", "latency", "50ms")
 _EVERY_SECONDS = 0.05
@@ -115,51 +109,3 @@ class Arrivals:
     def _note(self) -> None:
         received = self._link.received() - int(self._before)
         self.points.append((time.monotonic() - self._begun, received))
-
-
-class ImageRegistry(Nginx):
-    """A registry with one image, behind the link: nginx with sendfile, which offers pulls only."""
-
-    def __init__(self, directory: Path, link: Link, image: LlmImage) -> None:
-        super().__init__(directory)
-        self._link = link
-        self._image = image
-
-    @property
-    def host(self) -> str:
-        return f"{self._link.address}:{self.port}"
-
-    def reference(self, tag: str) -> str:
-        """How the image is called."""
-        return f"{self.host}/{REPOSITORY}:{tag}"
-
-    def arguments(self) -> Sequence[str | Path]:
-        return ["ip", "netns", "exec", self._link.namespace, *super().arguments()]
-
-    def ready(self) -> bool:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            return probe.connect_ex((self._link.address, self.port)) == 0
-
-    def locations(self) -> str:
-        directory = self._image.directory
-        named: Mapping[str, str] = {
-            **self._image.tags,
-            **{digest: digest for digest in self._image.tags.values()},
-        }
-        manifests = "".join(
-            f"location = /v2/{REPOSITORY}/manifests/{name} {{\n"
-            f"alias {directory}/manifests/{digest};\n"
-            f"types {{ }}\ndefault_type {OCI_MANIFEST};\n"
-            f'add_header Docker-Content-Digest "{digest}";\n'
-            "}\n"
-            for name, digest in named.items()
-        )
-        return (
-            "location = /v2/ { return 200 '{}'; }\n"
-            f"{manifests}"
-            f'location ~ "^/v2/{REPOSITORY}/blobs/(?<digest>sha256:[0-9a-f]{{64}})$" {{\n'
-            f"alias {directory}/blobs/$digest;\n"
-            'add_header Docker-Content-Digest "$digest";\n'
-            "}\n"
-        )

@@ -243,6 +243,9 @@ class BlobAnswers:
                         await self._await_digest(arrivals, wants[0], before)
                         await self._tell_chains(ask, handle, delivery)
                     else:
+                        if not withhold:
+                            # Its digest may have passed since it was looked at first.
+                            await self._tell_chains(ask, handle, delivery)
                         await arrivals.bytes_at(wants[0], first.start, 1)
             except TimeoutError:
                 logger.debug("%s: the head goes out alone", handle.message["digest"])

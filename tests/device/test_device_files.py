@@ -12,6 +12,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headstart.store.cached_layer import CachedLayer
 from headstart.store.errors import FillFailed
 from headstart.store.fill_client import FillClient
 from headstart.store.geometry import UNIT_SIZE
@@ -325,6 +326,21 @@ def test_f54_a_layer_image_that_was_made_anew_and_differs_is_not_read(
     finally:
         other.close()
         smaller.close()
+
+
+def test_f54_a_read_that_the_store_answers_short_is_an_error(
+    filler: LayerFiller, table: DeviceTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would fill what is missing with zeros."""
+    monkeypatch.setattr(CachedLayer, "read", lambda _, __, length: bytes(length - 1))
+    monkeypatch.setattr(CachedLayer, "read_at_once", lambda *_: None, raising=False)
+
+    async def run() -> None:
+        async with device_files(filler, table) as files:
+            with pytest.raises(ReadFailed, match=f"{PAGE - 1} bytes were read where {PAGE} are"):
+                await files.read(inode_of(1, 0), 0, PAGE)
+
+    trio.run(run)
 
 
 def test_a_removed_device_is_closed_and_gone(filler: LayerFiller, table: DeviceTable) -> None:

@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,8 +106,13 @@ def outcome(tree: Path, test: str) -> str:
         try:
             status = run.wait(MOST_SECONDS)
         except subprocess.TimeoutExpired:
-            run.terminate()
-            run.wait()
+            # As Control-C: pytest ends what its fixtures have started.
+            run.send_signal(signal.SIGINT)
+            try:
+                run.wait(MOST_SECONDS)
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.wait()
             return f"killed: still hanging after {MOST_SECONDS:g} s"
         output.seek(0)
         lines = output.read().splitlines()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from mount.device.table import DeviceTable
 from tests.doubles.scripted_upstream import RecordedRequest, Rule, ScriptedUpstream
@@ -82,12 +83,22 @@ class Snapshotter(Server):
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         return [line.split()[4] for line in lines if line.split()[4].startswith(str(self.root))]
 
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._remove_all()
+            raise
+
     def __exit__(self, *details: object) -> None:
         try:
             super().__exit__(None, None, None)
         finally:
-            self.end()
-            shutil.rmtree(self.run_directory, ignore_errors=True)
+            self._remove_all()
+
+    def _remove_all(self) -> None:
+        self.end()
+        shutil.rmtree(self.run_directory, ignore_errors=True)
 
 
 @dataclass(slots=True)
@@ -257,10 +268,20 @@ def running_node(
         containerd.sandbox_image = _pause_image(upstream, pause)
         write_hosts_toml(containerd.hosts, upstream.host, mirror.url, upstream.url)
         parts.enter_context(containerd)
+        parts.callback(_end_containers, containerd)
         node = Node(upstream, mirror, snapshotter, containerd)
         # As on any node that has run a pod before.
         node.cri.pull(containerd.sandbox_image)
         yield node
+
+
+def _end_containers(containerd: HeadstartContainerd) -> None:
+    """What a failed test has left running: it would outlive containerd."""
+    for namespace in containerd.ctr(["namespaces", "list", "--quiet"]).split():
+        tasks = ["-n", namespace, "tasks"]
+        for name in containerd.ctr([*tasks, "list", "--quiet"]).split():
+            with contextlib.suppress(ProcessFailed):
+                containerd.ctr([*tasks, "delete", "--force", name])
 
 
 def _pause_image(upstream: ScriptedUpstream, program: bytes) -> str:

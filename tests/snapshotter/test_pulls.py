@@ -182,7 +182,7 @@ def layers_of_known(layers: ScriptedLayers, name: str) -> tuple[KnownLayer, ...]
 def test_the_pull_waits_in_stat_and_nobody_else_does(run: Run) -> None:
     async def scenario(client: SnapshotsClient, layers: ScriptedLayers) -> None:
         gate = layers.hold("mountable", APP[0])
-        layers.hold("verified", APP[0])
+        layers.hold("verified urgently", APP[0])
         name = await client.pull_layer(chain_of(APP, 0), "")
         pull = asyncio.create_task(client.stat(name, lease="pull"))
         await layers.reached("mountable", APP[0])

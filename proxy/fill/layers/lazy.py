@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 WRITERS = 2
 """Threads that inflate one layer: two bring 1.8-1.97 times what one does, on two cores."""
+BATCH_SIZE = 512 * 1024
+"""Compressed bytes for which a thread is given members at a time: layers of small files have one
+member each, and a turn of the loop for every file takes longer than to inflate it."""
 PREFETCH = PRIORITIES.index("prefetch")
 MOUNT = PRIORITIES.index("mount")
 URGENT, STREAMED = 0, 1
@@ -307,38 +310,52 @@ class LazyMaker:
 
     def _write_next(self) -> None:
         writer = self._writer
-        while writer is not None and self._ready and self._writing < WRITERS:
-            _, number = heapq.heappop(self._ready)
-            if writer.done(number):
-                continue
-            self._writing += 1
-            self._run(partial(writer.write, number), partial(self._wrote, number))
+        while writer is not None and self._ready and self._writing < WRITERS and not self._ended:
+            numbers = self._next_batch(writer)
+            if numbers:
+                self._writing += 1
+                self._run(partial(_write_all, writer, numbers), self._wrote)
 
-    def _wrote(self, number: int, result: object) -> None:
+    def _next_batch(self, writer: MemberWriter) -> list[int]:
+        """Members of one urgency that are worth a turn of the loop together."""
+        numbers: list[int] = []
+        size, urgency = 0, self._ready[0][0]
+        while self._ready and self._ready[0][0] == urgency and size < BATCH_SIZE:
+            _, number = heapq.heappop(self._ready)
+            if not writer.done(number):
+                member = writer.chunks.member(number)
+                size += member.stop - member.start
+                numbers.append(number)
+        return numbers
+
+    def _wrote(self, result: object) -> None:
         self._writing -= 1
         writer = self._writer
-        if writer is None or self._ended:
+        if writer is None:
             return
-        if isinstance(result, OSError):
-            logger.error("layer: %s: cannot be written: %s", self._layer.known.digest, result)
-            self._blob.fill.later(1.0, partial(self._write_again, number))
-            return
-        if isinstance(result, Exception):
+        if not isinstance(result, _Written):
             self._end(failure_of(self._layer, result))
             return
-        member = writer.chunks.member(number)
-        if result is True:  # else another thread has it, and tells
+        for number in result.numbers:
+            member = writer.chunks.member(number)
             self._blob.used(member.start, member.stop)
-            self._left -= 1
+        self._left -= len(result.numbers)
         self._layer.progressed()
+        if isinstance(result.error, OSError):
+            logger.error("layer: %s: cannot be written: %s", self._layer.known.digest, result.error)
+            self._blob.fill.later(1.0, partial(self._write_again, result.rest))
+        elif result.error is not None:
+            self._end(failure_of(self._layer, result.error))
+            return
         self._write_next()
         self.slide()
         self._look_whether_whole()
 
-    def _write_again(self, number: int) -> None:
+    def _write_again(self, numbers: list[int]) -> None:
         """A full disk may have room by now; who waits has a deadline of its own."""
         if not self._ended:
-            heapq.heappush(self._ready, (URGENT, number))
+            for number in numbers:
+                heapq.heappush(self._ready, (URGENT, number))
             self._write_next()
 
     # --- the whole ---
@@ -364,6 +381,27 @@ class LazyMaker:
                 self._end(failure_of(self._layer, result))
 
         self._run(check.advance, advanced)
+
+
+@dataclass(slots=True)
+class _Written:
+    """What a thread has brought: these members, and not the rest because of an error."""
+
+    numbers: list[int]
+    rest: list[int]
+    error: Exception | None
+
+
+def _write_all(writer: MemberWriter, numbers: list[int]) -> _Written:
+    """In a thread: inflate, verify and write members."""
+    written: list[int] = []
+    for index, number in enumerate(numbers):
+        try:
+            if writer.write(number):  # else another thread has it, and tells
+                written.append(number)
+        except (LayerRefused, SourceFailed, OSError) as error:
+            return _Written(written, numbers[index:], error)
+    return _Written(written, [], None)
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
