@@ -16,6 +16,8 @@ class MountPlaces:
         self.run = root / "run"
         self.mount_records = self.run / "layers"
         """From which files each layer is mounted (:mod:`mount.mounting.mounted_from`)."""
+        self.tree_mark = self.run / "trees"
+        """There when trees of the present file system have been mounted at other places."""
         self.pid_file = self.run / "supervisor.pid"
         """Locked (flock) by the supervisor for as long as it runs."""
         self.socket = self.run / "supervisor.sock"

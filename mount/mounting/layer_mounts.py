@@ -1,7 +1,8 @@
 """Layer images as directories: ``<mount.root>/layers/NUMBER``.
 
 A layer that is whole and verified is mounted from the store's own files; before that its devices
-are files of our FUSE file system, which another process answers. All calls block, so they are made
+are files of our FUSE file system, which another process answers. In mode ``tree`` it is a directory
+of that file system before and after. All calls block, so they are made
 in threads; any number of threads and processes may make them at once. What is mounted survives
 this process, and the next one goes on with it.
 """
@@ -45,7 +46,7 @@ class LayerImage:
 
 @dataclass(frozen=True, slots=True)
 class MountedLayer:
-    """A layer that is mounted; ``direct``: without FUSE."""
+    """A layer that is mounted; ``direct``: whole and verified, so nothing has to come any more."""
 
     number: int
     path: Path
@@ -67,9 +68,9 @@ class LayerMounts:
         self._device_files = device_files
         self._table = DeviceTable(root)
         self._users = LayerUsers(root / "users")
-        run = MountPlaces(root).run
-        self._records = MountRecords(run / "layers")
-        self._locks = NumberLocks(run / "layers.lock")
+        places = MountPlaces(root)
+        self._records = MountRecords(places.mount_records)
+        self._locks = NumberLocks(places.run / "layers.lock")
         self._numbers: dict[Digest, int] = {}
         """Where to look first: a number never comes to mean another layer."""
         self._layers.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -232,33 +233,37 @@ class LayerMounts:
         sound = record is not None and self._sound(number, record)
         if record is not None and sound and (record.direct or not image.verified):
             return record
-        if image.verified:
+        if image.verified and not self.mode.through_fuse:
             files = LayerFiles(image.meta, image.devices, number)
             wanted = MountedFrom(files, direct=True)
         else:
-            wanted = self._through_fuse(number, image.meta, len(image.devices))
+            wanted = self._through_fuse(number, image.meta, len(image.devices), image.verified)
         if record is not None and sound:
             return self._replace(number, record, wanted)
         self._mount_from(number, wanted)
         return wanted
 
-    def _through_fuse(self, number: int, meta: Path, stripes: int) -> MountedFrom:
+    def _through_fuse(self, number: int, meta: Path, stripes: int, whole: bool) -> MountedFrom:
         shown = self._device_files()
         files = LayerFiles(meta, tuple(self._table.device_paths(number, stripes)), number)
-        return MountedFrom(files, False, shown.stat().st_dev)
+        # Where the mode has nothing better, a whole layer needs no other mount later.
+        direct = whole and self.mode.through_fuse
+        return MountedFrom(files, direct, shown.stat().st_dev)
 
     def _renewed(self, number: int, record: MountedFrom) -> MountedFrom:
         """The same files again, on the FUSE file system that there is now."""
-        if record.direct:
+        if not record.device_file_system and not self.mode.through_fuse:
             return record
-        return self._through_fuse(number, record.files.meta, len(record.files.devices))
+        files = record.files
+        return self._through_fuse(number, files.meta, len(files.devices), record.direct)
 
     def _sound(self, number: int, record: MountedFrom) -> bool:
         """Whether it is mounted, and on a FUSE file system that still answers."""
         try:
             if system_calls.file_system_type(self.path(number)) != self.mode.magic:
                 return False
-            return record.direct or self._device_files().stat().st_dev == record.device_file_system
+            expected = record.device_file_system
+            return not expected or self._device_files().stat().st_dev == expected
         except OSError:
             return False
 
@@ -273,6 +278,9 @@ class LayerMounts:
 
     def _replace(self, number: int, old: MountedFrom, new: MountedFrom) -> MountedFrom:
         """Put a mount in the place of another, with no moment between; the old one if we cannot."""
+        if self.mode.through_fuse:
+            self._records.write(new)  # the mount is the same
+            return new
         staged = self._layers / f"{number}.new"
         try:
             staged.mkdir(exist_ok=True, mode=0o700)

@@ -1,21 +1,25 @@
-"""The ways in which a layer image becomes a directory: from files, over loop devices.
+"""The ways in which a layer image becomes a directory: from files, over loop devices, as a tree.
 
-A third one, a FUSE tree that shows each file by itself, is for kernels that can do neither; it is
-no part of this package: :func:`mount.mounting.probe.choose_mode` takes it as a parameter.
+A tree is for kernels that can do neither of the others: the process that serves the device files
+shows each file of a layer by itself (:mod:`mount.tree`), and this package mounts the directory.
 """
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from mount.device.places import MountPlaces
 from mount.mounting import system_calls
 from mount.mounting.loop_devices import attached
 
 EROFS = "erofs"
+TREES = "trees"
+"""The directory of the trees in the FUSE file system."""
+
 LAYER_FLAGS = system_calls.MS_RDONLY | system_calls.MS_NOSUID | system_calls.MS_NODEV
 """Of the layer's own mount point, which only root reaches. An overlay above it goes by the flags of
 its own mount: set-user-ID bits, capabilities and device nodes of a layer work in containers."""
@@ -44,6 +48,10 @@ class Mode(Protocol):
     def magic(self) -> int:
         """``f_type`` of what it mounts."""
 
+    @property
+    def through_fuse(self) -> bool:
+        """Whether even a whole layer is read through FUSE."""
+
     def mount(self, files: LayerFiles, target: Path) -> None:
         """Mount a layer image read-only; loop devices it needs go with the mount.
 
@@ -56,6 +64,7 @@ class FileMode:
 
     name: ClassVar[str] = "file"
     magic: ClassVar[int] = system_calls.EROFS_MAGIC
+    through_fuse: ClassVar[bool] = False
 
     def mount(self, files: LayerFiles, target: Path) -> None:
         """Raises OSError, ENOTBLK where the kernel wants a block device."""
@@ -81,6 +90,7 @@ class LoopMode:
 
     name: ClassVar[str] = "loop"
     magic: ClassVar[int] = system_calls.EROFS_MAGIC
+    through_fuse: ClassVar[bool] = False
 
     def mount(self, files: LayerFiles, target: Path) -> None:
         """Raises OSError, EOPNOTSUPP for a layer image on several stripes."""
@@ -94,6 +104,33 @@ class LoopMode:
             meta = stack.enter_context(attached(files.meta))
             devices = [stack.enter_context(attached(device)) for device in files.devices]
             mount_erofs(meta, devices, target)
+
+
+class TreeMode:
+    """A directory of the FUSE file system that shows the layer file by file.
+
+    Only the layer's number is read of what is mounted: the daemon knows where its metadata is from
+    the record of the mount (:mod:`mount.mounting.mounted_from`). Number 0 is the probe's own image.
+    """
+
+    name: ClassVar[str] = "tree"
+    magic: ClassVar[int] = system_calls.FUSE_MAGIC
+    through_fuse: ClassVar[bool] = True
+
+    def __init__(self, root: Path, device_files: Callable[[], Path]) -> None:
+        """``device_files`` brings up the FUSE file system of ``mount.root`` and says where it is.
+
+        It blocks, and raises OSError or MountError.
+        """
+        self._mark = MountPlaces(root).tree_mark
+        self._device_files = device_files
+
+    def mount(self, files: LayerFiles, target: Path) -> None:
+        """Raises OSError, ENOENT where the metadata has gone, and what ``device_files`` raises."""
+        source = self._device_files() / TREES / str(files.number)
+        self._mark.touch()
+        # The flags are those of the mount that it is a part of: LAYER_FLAGS.
+        system_calls.mount(source, target, "none", system_calls.MS_BIND)
 
 
 def mount_erofs(meta: Path, devices: Sequence[Path], target: Path) -> None:

@@ -14,9 +14,10 @@ _FORMAT = 1
 class MountedFrom:
     """How a layer is mounted.
 
-    ``direct``: its devices are the store's own files. Else ``device_file_system`` is the device
-    number (st_dev) of the FUSE file system that they are on: the kernel keeps that number for as
-    long as anything is open there, so a new file system never has an old one's.
+    ``direct``: it was whole and verified; its devices are the store's own files, unless the mode
+    goes through FUSE always. ``device_file_system`` is the device number (st_dev) of the FUSE file
+    system that it reads from, 0 for none: the kernel keeps that number for as long as anything is
+    open there, so a new file system never has an old one's.
     """
 
     files: LayerFiles

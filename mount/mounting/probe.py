@@ -9,20 +9,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from headstart.content.erofs import DeviceGeometry, build
-from headstart.content.layer.entry import EntryKind
-from headstart.content.layer.inode import Inode
-from mount.mounting import system_calls
-from mount.mounting.errors import ModeUnavailable
+from mount.mounting import probe_image, system_calls
+from mount.mounting.errors import ModeUnavailable, MountRefused
 from mount.mounting.modes import FileMode, LayerFiles, LoopMode, Mode
 from mount.mounting.overlay import mount_overlay
 
 logger = logging.getLogger(__name__)
-
-_EXTENT = 4096
-_NAME = "probe"
-_CONTENT = b"".join(bytes([letter]) * _EXTENT for letter in b"headstart")
-"""Of several extents, so that with several stripes it goes from one to the next and around."""
 
 _PLAIN_WORDS = {
     "file": "EROFS straight from files",
@@ -55,7 +47,8 @@ def choose_mode(
     Tried with mount points in a fresh directory below ``directory``, overlays included, and an
     image whose files lie in ``stores``, the first one's metadata and a stripe in each: not every
     file system can hold files that are mounted (tmpfs cannot). Without ``stores`` they lie in
-    ``directory``. ``tree`` is the mode for kernels that can mount no layer image.
+    ``directory``. ``tree`` is the mode for kernels that can mount no layer image; without it there
+    is none for them.
 
     Raises ModeUnavailable with all reasons, OSError when ``directory`` cannot be written.
     """
@@ -72,7 +65,7 @@ def choose_mode(
             return choice
         refused.append((mode.name, reason))
     if tree is None and configured in ("auto", "tree"):
-        refused.append(("tree", "no part of this version"))
+        refused.append(("tree", "not at hand"))
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
     raise ModeUnavailable(f"mount.mode: {configured} does not work on this machine ({reasons})")
 
@@ -91,6 +84,8 @@ def why_not(mode: Mode, directory: Path, stores: Sequence[Path] = ()) -> str | N
             _try(mode, _write_image(places), scratch(directory), stack)
         except OSError as error:
             return error.strerror or str(error)
+        except MountRefused as error:
+            return str(error)
     return None
 
 
@@ -111,22 +106,19 @@ def _try(mode: Mode, files: LayerFiles, scratch: Path, stack: ExitStack) -> None
 
 
 def _write_image(places: Sequence[Path]) -> LayerFiles:
-    """A layer image with one file, and one stripe in each directory."""
-    root = Inode(EntryKind.DIRECTORY, 0o755, links=2)
-    root.children[_NAME.encode()] = Inode(EntryKind.REGULAR, 0o644, size=len(_CONTENT))
+    """The probe's image, one stripe in each directory."""
     meta = places[0] / "meta"
-    meta.write_bytes(build(root, DeviceGeometry(len(_CONTENT), _EXTENT, len(places))))
+    meta.write_bytes(probe_image.metadata(len(places)))
     devices = tuple(place / "device" for place in places)
-    extents = [_CONTENT[start : start + _EXTENT] for start in range(0, len(_CONTENT), _EXTENT)]
-    for stripe, device in enumerate(devices):
-        device.write_bytes(b"".join(extents[stripe :: len(devices)]))
+    for device, content in zip(devices, probe_image.stripes(len(places)), strict=True):
+        device.write_bytes(content)
     return LayerFiles(meta, devices)
 
 
 def _check(mounted: Path) -> None:
-    content = (mounted / _NAME).read_bytes()
-    if content != _CONTENT:
-        raise OSError(errno.EIO, f"{mounted / _NAME} reads as other bytes than were written")
+    file = mounted / probe_image.NAME
+    if file.read_bytes() != probe_image.CONTENT:
+        raise OSError(errno.EIO, f"{file} reads as other bytes than were written")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from headstart.store.layout import Layout
 from mount.device.places import MountPlaces
 from mount.mounting.layer_mounts import LayerMounts
-from mount.mounting.modes import Mode
+from mount.mounting.modes import TreeMode
 from mount.mounting.probe import choose_mode
 from mount.mounting.supervised_devices import SupervisedDevices
 
@@ -15,17 +15,16 @@ def layer_mounts(
     mode: str,
     layout: Layout,
     read_deadline_seconds: float,
-    *,
-    tree: Mode | None = None,
 ) -> LayerMounts:
     """The mounts below ``mount.root``, in the mode that ``mount.mode`` names or that works.
 
-    Blocks for some milliseconds. Raises ModeUnavailable, OSError.
+    Blocks for some milliseconds; for seconds where nothing but a FUSE tree works. Raises
+    ModeUnavailable, OSError.
     """
     places = MountPlaces(root)
     # Only the filler makes the cache's directories; before its first start there is nothing to try.
     runs = [stripe / "run" for stripe in layout.stripes]
     stores = runs if all(run.is_dir() for run in runs) else []
-    chosen = choose_mode(mode, places.run, stores, tree=tree).mode
     devices = SupervisedDevices(root, layout.fill_socket, read_deadline_seconds)
+    chosen = choose_mode(mode, places.run, stores, tree=TreeMode(root, devices)).mode
     return LayerMounts(root, chosen, devices)

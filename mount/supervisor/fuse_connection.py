@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import struct
 import threading
 from pathlib import Path
@@ -83,6 +84,7 @@ class FuseConnection:
                 raise OSError(errno.EPROTO, f"/dev/fuse began with request {opcode}")
             connection = cls(places, descriptor, mounted_device(target) or "", init, None)
             connection.record(None)
+            places.tree_mark.unlink(missing_ok=True)
         except BaseException:
             os.close(descriptor)
             detach(target)
@@ -182,6 +184,29 @@ class FuseConnection:
         """Unmount. Raises OSError: EBUSY while something uses it, unless ``detach``."""
         system_calls.unmount(self._places.device_files, system_calls.MNT_DETACH if detach else 0)
         self._places.connection_record.unlink(missing_ok=True)
+
+    def mounted_elsewhere(self) -> bool:
+        """Whether a part of the file system is mounted at another place too: a layer's tree."""
+        ours = self._places.device_files
+        return any(
+            "{}:{}".format(*point.device) == self.device and point.path != ours
+            for point in mount_table.mount_points()
+        )
+
+    def trees_left(self) -> bool:
+        """Whether an overlay may have trees still, of which nothing is mounted any more.
+
+        Unlike EROFS, which has device files open, it does not keep the file system from being
+        unmounted. Another process's copy of the mount looks the same, so who has never mounted a
+        tree is not asked to care.
+        """
+        return self._places.tree_mark.exists() and self.alive()
+
+    def alive(self) -> bool:
+        """Whether the kernel has the file system still, mounted or only in use."""
+        poll = select.poll()
+        poll.register(self.descriptor, 0)  # errors are told always
+        return not poll.poll(0)
 
     def close(self) -> None:
         """Close the descriptor; with the last one the kernel ends the connection."""

@@ -123,6 +123,8 @@ class Supervisor:
 
     def _stop(self, *, force: bool) -> str | None:
         """Unmount and end the daemons; what prevents it, if anything does."""
+        if not force and self._connection.mounted_elsewhere():
+            return "layers are mounted from it"
         with self._probe.paused():
             for _ in range(_UNMOUNT_ATTEMPTS):
                 try:
@@ -137,8 +139,21 @@ class Supervisor:
                     time.sleep(0.05)
             else:
                 return "device files are in use"
+            if not force and self._connection.trees_left():
+                self._let_go()
+                return "an overlay still has layers of it"
             self._finish()
         return None
+
+    def _let_go(self) -> None:
+        """End, with the daemon serving what cannot be reached by any path any more.
+
+        The next supervisor mounts anew.
+        """
+        say("layers are in use: the daemon goes on without a supervisor")
+        kept_descriptor.drop_from_service(self._environment)
+        self._control.close()
+        self._ended = True
 
     def _finish(self) -> None:
         """Nothing is mounted any more."""
@@ -153,7 +168,7 @@ class Supervisor:
 
     def nothing_to_serve(self) -> bool:
         """Whether the file system has gone, unmounted by somebody: an end that was wanted."""
-        if self._mounted():
+        if self._mounted() or self._connection.alive():
             return False
         say(f"{self._places.device_files} is not mounted any more")
         self._finish()
