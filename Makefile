@@ -30,7 +30,7 @@ run: setup
 test:
 	@./setup.sh test
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests.halves)
 
 check:
 	@./setup.sh check
