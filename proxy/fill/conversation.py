@@ -177,17 +177,24 @@ class Conversation:
             if len(self._handles) >= MOST_HANDLES:
                 raise FillFailed("refused", f"more than {MOST_HANDLES} objects are open")
             layer = await self._layers.open(KnownLayer.from_message(message))
-        except WireError as error:
-            failure = FillFailed("protocol", str(error))
-            self.send({"type": "failed", "id": number, **failure.as_message()})
-            return
-        except FillFailed as failure:
-            self.send({"type": "failed", "id": number, **failure.as_message()})
+        except Exception as error:
+            self._refuse_open(number, error)
             return
         handle = LayerHandle(self.send, next(self._numbers), layer)
         self._handles[handle.number] = handle
         opened: Message = {"type": "opened", "id": number, "handle": handle.number}
         self.send({**opened, **layer.described()})
+
+    def _refuse_open(self, number: object, error: Exception) -> None:
+        """Say why an ``open`` failed: no answer would be the longest of all waits."""
+        if isinstance(error, FillFailed):
+            failure = error
+        elif isinstance(error, WireError):
+            failure = FillFailed("protocol", str(error))
+        else:
+            logger.exception("fill.sock: an open failed by an error of the filler itself")
+            failure = FillFailed("upstream", f"it cannot be opened: {type(error).__name__}")
+        self.send({"type": "failed", "id": number, **failure.as_message()})
 
     async def _open(self, message: Message) -> None:
         number = message.get("id")
@@ -197,14 +204,8 @@ class Conversation:
                 raise FillFailed("refused", f"more than {MOST_HANDLES} blobs are open")
             fill = await self.filler.open(digest, source, size)
             handle = self._handle(fill, source)
-        except FillFailed as failure:
-            self.send({"type": "failed", "id": number, **failure.as_message()})
-            return
         except Exception as error:
-            # No answer would be the longest of all waits.
-            logger.exception("fill.sock: an open failed by an error of the filler itself")
-            said = FillFailed("upstream", f"the blob cannot be opened: {type(error).__name__}")
-            self.send({"type": "failed", "id": number, **said.as_message()})
+            self._refuse_open(number, error)
             return
         opened: Message = {"type": "opened", "id": number, "handle": handle.number}
         if handle.proven:

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from headstart.store.errors import FillFailed
 from headstart.store.geometry import MIB
-from headstart.store.wire import PRIORITIES
 from proxy.fill.fill import Fill
 from proxy.fill.layers.blob_reading import BlobReading
 from proxy.fill.layers.staging import StagedFiles
@@ -17,7 +16,6 @@ from proxy.fill.parties import Want
 
 SMALLEST_RANGE = 4 * MIB
 """Below this a range costs more in round trips than it saves in memory."""
-PREFETCH = PRIORITIES.index("prefetch")
 _orders = itertools.count()
 
 

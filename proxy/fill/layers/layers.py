@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 4
 """Layers in the making; more would only share the window and the cores in smaller pieces."""
-THREADS_EACH = 4
 IDLE_SECONDS = 30.0
 """How long a layer image that nobody has open goes on: a mount that restarts finds it again."""
 TICK_SECONDS = 1.0
@@ -353,8 +352,15 @@ class Layers:
                     self._clerk, self._records.put, known.digest, record
                 )
             layer.maker = self._maker(layer, fill, window)
-        except (FillFailed, OSError) as error:
-            failure = error if isinstance(error, FillFailed) else FillFailed("space", str(error))
+        except Exception as error:
+            # Whatever it is, the layer must not keep its place among those in the making.
+            if isinstance(error, FillFailed):
+                failure = error
+            elif isinstance(error, OSError):
+                failure = FillFailed("space", str(error))
+            else:
+                logger.exception("layers: %s cannot be made", known.digest)
+                failure = FillFailed("upstream", f"{known.digest}: cannot be made: {error}")
             layer.refuse(failure)
             self._made(layer)
             return

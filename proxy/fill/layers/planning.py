@@ -34,11 +34,6 @@ class Plan:
     toc: Toc
     meta: bytes
 
-    @property
-    def landmark(self) -> int:
-        """Up to this offset of the blob is wanted at start."""
-        return self.toc.landmark_offset or 0
-
 
 def make_plan(known: KnownLayer, read: Read, extent_size: int, stripes: int) -> Plan:
     """Read what the blob says of itself. Raises LayerRefused, and what ``read`` raises."""

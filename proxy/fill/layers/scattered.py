@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from headstart.content.digest import Digest
 from headstart.store.errors import FillFailed
 from proxy.fill.fill import Fill
 from proxy.fill.layers.blob_reading import BlobReading
@@ -48,11 +47,6 @@ class ScatteredBlob(BlobReading):
         """Called on the loop when bytes have come."""
         self.readmit: Callable[[Fill, BlobSource], None] = lambda fill, source: None
         """Puts a source that was dropped back; called on the loop."""
-
-    @property
-    def digest(self) -> Digest:
-        """Of the blob."""
-        return self.fill.digest
 
     # --- on the filler's loop ---
 
