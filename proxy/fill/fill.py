@@ -438,11 +438,13 @@ class Fill:
         self.failure = failure
         for fetch in list(self.fetches):
             fetch.cut(Outcome(Ending.CUT, failure.text))
+        # First that the object is gone: who hears only that its own want has failed asks anew at
+        # once, and must not be lent the handle of the object that is no more.
+        for listener in list(self.listeners):
+            listener.notify_refused(self, failure)
         wants, self.wants = self.wants, []
         for want in wants:
             want.settle(failure)
-        for listener in list(self.listeners):
-            listener.notify_refused(self, failure)
 
     def disk_failure(self, error: OSError | None) -> FillFailed:
         """What to say when the cache's disk does not take bytes."""
