@@ -34,7 +34,7 @@ UNPACKED = "containerd, unpacked"
 UNPACKED_DISK = "containerd, unpacked, on disk"
 UNCONVERTED = "headstart mount, gzip"
 LAZY = "headstart mount, eStargz"
-BLOBS_WARM = "headstart mount, blobs warm"
+WARMED = "headstart mount, warmed"
 WARM = "headstart mount, complete"
 WARM_DISK = "headstart mount, complete, on disk"
 LEGS = (
@@ -44,7 +44,7 @@ LEGS = (
     UNPACKED_DISK,
     UNCONVERTED,
     LAZY,
-    BLOBS_WARM,
+    WARMED,
     WARM,
     WARM_DISK,
 )
@@ -153,12 +153,13 @@ def _lazy(
         yield LAZY, lambda: node.start(ESTARGZ, image.paths(), expected)
 
 
-def _blobs_warm(
+def _warmed(
     place: Path, link: Link, registry: ImageRegistry, image: LlmImage, expected: str
 ) -> _Legs:
     with mounting_node(place, link, registry) as node:
         _warm(node, GZIP)
-        yield BLOBS_WARM, lambda: node.start(GZIP, image.paths(), expected)
+        _make_room(image)
+        yield WARMED, lambda: node.start(GZIP, image.paths(), expected)
 
 
 _NODES: dict[str, Callable[[Path, Link, ImageRegistry, LlmImage, str], _Legs]] = {
@@ -166,7 +167,7 @@ _NODES: dict[str, Callable[[Path, Link, ImageRegistry, LlmImage, str], _Legs]] =
     "mirrored": _mirrored,
     "unconverted": _unconverted,
     "lazy": _lazy,
-    "blobs-warm": _blobs_warm,
+    "warmed": _warmed,
 }
 
 
@@ -183,16 +184,17 @@ def _make_room(image: LlmImage) -> None:
 
 
 def _warm(node: ColdNode, tag: str) -> None:
-    """``POST /warm``, and wait for its end."""
+    """``POST /warm`` for an image that is to start from the mount, and wait for its end."""
     assert node.mirror is not None
-    job = node.mirror.ask("/warm", "POST", {"images": [node.registry.reference(tag)]})
+    asked = {"images": [node.registry.reference(tag)], "ready": True}
+    job = node.mirror.ask("/warm", "POST", asked)
     end = time.monotonic() + 600
     while job["state"] not in ("done", "failed", "cancelled"):
         if time.monotonic() > end:
             raise TimeoutError(f"warm job after 600 s: {job}")
         time.sleep(0.1)
         job = node.mirror.ask(f"/warm/{job['id']}")
-    if job["state"] != "done":
+    if job["state"] != "done" or job["notes"]:
         raise OSError(f"warm job: {job}")
 
 
@@ -220,7 +222,7 @@ def _tell(report: Report, image: LlmImage, measured: _Measured, rate: float, own
         UNCONVERTED: 1.15 * image.sizes[GZIP] / rate + own,
         LAZY: 1.1 * image.sizes[ESTARGZ] / rate + own,
     }
-    for leg, peer in ((WARM, UNPACKED), (WARM_DISK, UNPACKED_DISK)):
+    for leg, peer in ((WARMED, UNPACKED), (WARM, UNPACKED), (WARM_DISK, UNPACKED_DISK)):
         unpacked = measured.seconds(peer)
         if unpacked is not None:
             bounds[leg] = 1.1 * unpacked

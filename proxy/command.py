@@ -90,6 +90,9 @@ def _warm(
     deadline: Annotated[
         str | None, typer.Option(help="Give up after a duration such as 10m.")
     ] = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Make the layers too that the mount starts from.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")] = False,
 ) -> None:
     """Bring images into the cache of the mirror that runs, and show how far they are."""
@@ -101,6 +104,8 @@ def _warm(
         asked["platform"] = platform
     if deadline is not None:
         asked["deadline"] = deadline
+    if ready:
+        asked["ready"] = True
     status = warm(
         asked, invocation.configuration().control_socket(), invocation.output, detach=detach
     )

@@ -1,10 +1,11 @@
 """What the filler knows of a layer when somebody names its chain ID."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
+from headstart.content.manifest import Manifest
 from headstart.store.wire import Message, WireError
 
 
@@ -63,6 +64,39 @@ class KnownLayer:
         named = {str(name): str(text) for name, text in annotations.items()}
         upstream, repository, media_type = map(str, texts)
         return cls(upstream, repository, digest, size, diff_id, media_type, named, position)
+
+
+def known_layers(
+    upstream: str, repository: str, manifest: Manifest, diff_ids: Sequence[Digest]
+) -> tuple[KnownLayer, ...]:
+    """The layers of an image, the base first; ``diff_ids`` are those of its configuration.
+
+    Empty unless each layer has one: then the layers make no root file system.
+    """
+    if len(diff_ids) != len(manifest.layers):
+        return ()
+    return tuple(
+        KnownLayer(
+            upstream,
+            repository,
+            layer.digest,
+            layer.size,
+            diff_id,
+            layer.media_type,
+            layer.annotations,
+            position,
+        )
+        for position, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True))
+    )
+
+
+def image_message(manifest: Digest, layers: Sequence[KnownLayer]) -> Message:
+    """What tells the filler of an image, so that it knows what its chain IDs stand for."""
+    return {
+        "type": "image",
+        "manifest": str(manifest),
+        "layers": [layer.as_message() for layer in layers],
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,21 @@
 """One warm job: what it wants, how far it is, and how that is shown and stored."""
 
 import asyncio
+import re
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Self
 
 from headstart.command.complaint import ConfigurationError
+from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
-from headstart.content.manifest import Descriptor
+from headstart.content.manifest import Descriptor, Manifest
+from headstart.content.reference import ImageReference
 from headstart.store.errors import FillFailed
+from headstart.store.known_layer import KnownLayer
 from headstart.store.open_blob import OpenBlob
+from headstart.store.open_layer import OpenLayer
 from proxy.serve.records import Record
 from proxy.warm.request import WarmRequest, more_urgent
 
@@ -21,6 +26,9 @@ STATES = (*UNFINISHED, DONE, FAILED, CANCELLED)
 
 WAITING, FILLING, SKIPPED = "waiting", "filling", "skipped"
 """States of a blob besides ``done`` and ``failed``."""
+
+UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
+"""Annotation of an eStargz layer: bytes of its tar (stargz-snapshotter, estargz/types.go)."""
 
 RATE_SECONDS = 5.0
 """The rate is that of this many seconds."""
@@ -34,17 +42,31 @@ class WarmBlob:
     repository: str
     descriptor: Descriptor
     state: str = WAITING
-    handle: OpenBlob | None = None
+    handle: OpenBlob | OpenLayer | None = None
     done: int = 0
     found: int | None = None
     """Bytes that were here when the job opened the blob."""
 
+    layers: list[KnownLayer] = field(default_factory=list)
+    """The layer images to be made of it; of one blob several only where images differ about it."""
+
     def look(self) -> None:
-        """Take over from the map how many bytes are here."""
+        """Take over from the map how many bytes are here, or stand for what is here."""
         if self.handle is not None and self.state == FILLING:
-            self.done = self.handle.blob.present()
+            if isinstance(self.handle, OpenBlob):
+                self.done = self.handle.blob.present()
+            else:
+                self._look_at_layer(self.handle)
             if self.found is None:
                 self.found = self.done
+
+    def _look_at_layer(self, layer: OpenLayer) -> None:
+        """Of an ordinary layer nothing is said before all of it is here."""
+        size = self.descriptor.size
+        if layer.state == "complete":
+            self.done = size
+        elif layer.state == "mountable" and layer.size:
+            self.done = size * layer.cached.present() // layer.size
 
     def describe(self) -> dict[str, object]:
         """The blob as JSON."""
@@ -61,17 +83,19 @@ class WarmBlob:
 class WarmImage:
     """One manifest of a job: an image for one platform."""
 
-    name: str
+    reference: ImageReference
     platform: str
-    digest: str | None = None
-    blobs: tuple[WarmBlob, ...] = ()
+    digest: Digest
+    manifest: Manifest
+    blobs: tuple[WarmBlob, ...]
+    """Those that the job wants, each once, the config first."""
 
     def describe(self) -> dict[str, object]:
         """The image as JSON."""
         return {
-            "image": self.name,
+            "image": str(self.reference),
             "platform": self.platform,
-            "digest": self.digest,
+            "digest": str(self.digest),
             "layers": [blob.describe() for blob in self.blobs],
         }
 
@@ -121,6 +145,18 @@ class WarmJob:
     def bytes_wanted(self) -> int:
         """Bytes of all blobs that are fetched."""
         return sum(blob.descriptor.size for blob in self.blobs if blob.state != SKIPPED)
+
+    @property
+    def space_wanted(self) -> int:
+        """Bytes that the cache has to hold for them, as far as the manifests tell.
+
+        A layer image holds contents uncompressed. How many bytes that are, only the descriptors of
+        eStargz layers say; any other counts as compressed, which is too little for a job that wants
+        images ready, and what is here already counts too.
+        """
+        if not self.request.ready:
+            return self.bytes_wanted
+        return sum(_space(blob.descriptor) for blob in self.blobs if blob.state != SKIPPED)
 
     @property
     def bytes_done(self) -> int:
@@ -233,6 +269,12 @@ class WarmJob:
             job.state, job.stored = str(state), shown
             job.finished_at = _number(record.get("finished_at")) or job.created_at
         return job
+
+
+def _space(descriptor: Descriptor) -> int:
+    """Bytes of a blob's layer image, or of the blob itself where nothing says how many."""
+    text = descriptor.annotations.get(UNCOMPRESSED_SIZE, "")
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else descriptor.size
 
 
 def _number(value: object) -> float | None:

@@ -18,8 +18,9 @@ from headstart.content.sizes import show_size
 from headstart.registry.errors import RegistryError
 from headstart.registry.upstream import Upstream
 from headstart.store.errors import FillerUnreachable, FillFailed
+from headstart.store.fill_client import FillClient
 from proxy.serve.records import Record
-from proxy.warm.bring import OpensBlobs, bring
+from proxy.warm.bring import bring
 from proxy.warm.deadline import JobDeadline
 from proxy.warm.failure import failure_of
 from proxy.warm.job import (
@@ -84,7 +85,7 @@ class WarmJobs:
         *,
         upstreams: Mapping[str, Upstream],
         manifests: FindsManifests,
-        filler: OpensBlobs,
+        filler: FillClient,
         index: KeepsRecords,
         capacity: Callable[[], Awaitable[int | None]],
     ) -> None:
@@ -259,11 +260,11 @@ class WarmJobs:
         job.images = [image for images in resolved for image in images]
 
     async def _check_capacity(self, job: WarmJob) -> None:
-        capacity = await self._capacity()
-        if capacity is not None and job.bytes_wanted > capacity:
+        capacity, wanted = await self._capacity(), job.space_wanted
+        if capacity is not None and wanted > capacity:
             raise FillFailed(
                 "space",
-                f"the images have {show_size(job.bytes_wanted)}, the cache holds at most "
+                f"the images have {show_size(wanted)}, the cache holds at most "
                 f"{show_size(capacity)}; raise cache.max_size or warm fewer",
             )
 

@@ -44,6 +44,8 @@ class WarmRequest:
     policy: str
     priority: str
     deadline: float | None
+    ready: bool = False
+    """Whether the images are to start from the mount: layer images are wanted, not blobs."""
 
     @classmethod
     def read(cls, value: object, upstreams: Mapping[str, Upstream]) -> Self:
@@ -58,13 +60,21 @@ class WarmRequest:
         named = body.named
         for field, image in named.items():
             _check_upstream(field, image, upstreams)
+        if body.ready and body.policy == "none":
+            raise ConfigurationError(
+                "ready",
+                str(body.ready),
+                "wants layers, of which policy none brings none",
+                "leave out ready, or the policy",
+            )
         images = tuple(dict.fromkeys(named.values()))
-        return cls(images, body.platform, body.policy, body.priority, body.deadline)
+        return cls(images, body.platform, body.policy, body.priority, body.deadline, body.ready)
 
     @property
     def work(self) -> tuple[object, ...]:
         """Equal for requests of the same work, whatever their priority."""
-        return frozenset(map(str, self.images)), str(self.platform), self.policy, self.deadline
+        images = frozenset(map(str, self.images))
+        return images, str(self.platform), self.policy, self.deadline, self.ready
 
     def as_json(self) -> dict[str, object]:
         """The body that :meth:`read` reads again."""
@@ -74,6 +84,7 @@ class WarmRequest:
             "policy": self.policy,
             "priority": self.priority,
             "deadline": None if self.deadline is None else format_duration(self.deadline),
+            "ready": self.ready,
         }
 
 
@@ -157,6 +168,12 @@ def _read_deadline(value: object) -> float | None:
     return seconds
 
 
+def _read_ready(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadValue(f"is of the wrong kind ({type(value).__name__})", "write true or false")
+    return value
+
+
 class _Body(BaseModel):
     """The JSON object as it came."""
 
@@ -173,6 +190,7 @@ class _Body(BaseModel):
     policy: Annotated[str, BeforeValidator(_read_policy)] = "auto"
     priority: Annotated[str, BeforeValidator(_read_priority)] = "warm"
     deadline: Annotated[float | None, BeforeValidator(_read_deadline)] = None
+    ready: Annotated[bool, BeforeValidator(_read_ready)] = False
 
     @model_validator(mode="before")
     @classmethod

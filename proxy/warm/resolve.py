@@ -67,7 +67,7 @@ class Resolver:
         if isinstance(found.document, Manifest):
             shown = str(platform) if platform is not None else "any"
             blobs = self._wanted(image, found.document)
-            return [WarmImage(str(image), shown, str(found.digest), blobs)]
+            return [WarmImage(image, shown, found.digest, found.document, blobs)]
         if not isinstance(found.document, Index) or depth == 0:
             raise FillFailed(
                 "protocol",

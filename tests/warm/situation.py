@@ -61,6 +61,13 @@ class StoredManifests:
         config = descriptor(f"config of {repository} {tag}", 100, "application/config+json")
         return self.put(repository, tag, {"config": config, "layers": list(layers)})
 
+    def put_image_of(
+        self, repository: str, tag: str, config: bytes, layers: Sequence[dict[str, object]]
+    ) -> Digest:
+        """Add an image with a known config."""
+        of = {"mediaType": "config", "digest": str(Digest.of(config)), "size": len(config)}
+        return self.put(repository, tag, {"config": of, "layers": list(layers)})
+
     async def find(
         self,
         upstream: Upstream,

@@ -24,6 +24,7 @@ def test_one_image_and_the_defaults() -> None:
     request = read({"image": "alpine"})
     assert [str(image) for image in request.images] == ["docker.io/library/alpine:latest"]
     assert (request.policy, request.priority, request.deadline) == ("auto", "warm", None)
+    assert not request.ready
     assert request.platform == own_platform()
 
 
@@ -45,13 +46,17 @@ def test_what_is_written_is_read_again() -> None:
     }
     request = read(asked)
     assert request.deadline == 90.0
+    assert not request.ready
     assert read(request.as_json()) == request
     everything = read({"image": "alpine", "platform": "all"})
     assert everything.platform is None
     assert read(everything.as_json()) == everything
+    ready = read({"image": "alpine", "ready": True})
+    assert ready.ready
+    assert read(ready.as_json()) == ready
 
 
-def test_the_same_work_is_told_by_images_platform_policy_and_deadline() -> None:
+def test_the_same_work_is_told_by_images_platform_policy_deadline_and_ready() -> None:
     one = read({"images": ["a", "b"], "platform": "linux/amd64"})
     assert one.work == read({"images": ["b", "a"], "platform": "linux/amd64"}).work
     for other in (
@@ -59,6 +64,7 @@ def test_the_same_work_is_told_by_images_platform_policy_and_deadline() -> None:
         {"images": ["a", "b"], "platform": "all"},
         {"images": ["a", "b"], "policy": "none"},
         {"images": ["a", "b"], "deadline": 5},
+        {"images": ["a", "b"], "ready": True},
     ):
         assert one.work != read({"platform": "linux/amd64", **other}).work
     urgent = {"images": ["a", "b"], "platform": "linux/amd64", "priority": "prefetch"}
@@ -104,6 +110,20 @@ def test_which_priority_goes_first() -> None:
         ({"image": "a", "deadline": "soon"}, "deadline", "'soon'", "write a duration such as"),
         ({"image": "a", "deadline": 0}, "deadline", "0", "would end everything at once"),
         ({"image": "a", "deadline": True}, "deadline", "True", "is of the wrong kind (bool)"),
+        (
+            {"image": "a", "ready": "yes"},
+            "ready",
+            "'yes'",
+            "is of the wrong kind (str); write true or false",
+        ),
+        ({"image": "a", "ready": 1}, "ready", "1", "is of the wrong kind (int)"),
+        ({"image": "a", "ready": None}, "ready", None, "is of the wrong kind (NoneType)"),
+        (
+            {"image": "a", "ready": True, "policy": "none"},
+            "ready",
+            "True",
+            "wants layers, of which policy none brings none; leave out ready, or the policy",
+        ),
         (
             {"image": "other.example/a"},
             "image",
