@@ -101,7 +101,7 @@ class FilledLayers:
     async def unmount(self, layer: KnownLayer) -> None:
         """No snapshot uses the layer any more. Raises LayerUnavailable."""
         with _unavailable(layer):
-            self._opened.close(layer)
+            self._opened.close_all(layer.digest)
             await self._mounts.unmount(layer)
 
     async def adopt(self, layers: Collection[KnownLayer]) -> None:

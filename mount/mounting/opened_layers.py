@@ -26,18 +26,22 @@ HELD_SECONDS = 600.0
 
 
 class OpenedLayers:
-    """Opens layers and keeps them open until they are whole: what nobody has open stops to come."""
+    """Opens layers and keeps them open until they are whole: what nobody has open stops to come.
+
+    What is open for one image is not open for another that says something else of the same blob,
+    or has it from elsewhere: the filler judges each.
+    """
 
     def __init__(self, client: FillClient) -> None:
         """Nothing is open yet."""
         self._client = client
-        self._open: dict[Digest, OpenLayer] = {}
-        self._opening: WeakValueDictionary[Digest, anyio.Lock] = WeakValueDictionary()
-        self._held: Counter[Digest] = Counter()
+        self._open: dict[KnownLayer, OpenLayer] = {}
+        self._opening: WeakValueDictionary[KnownLayer, anyio.Lock] = WeakValueDictionary()
+        self._held: Counter[KnownLayer] = Counter()
         """How many wait for a layer."""
-        self._waiting: Counter[Digest] = Counter()
+        self._waiting: Counter[KnownLayer] = Counter()
         """How many of them urgently."""
-        self._whole_since: dict[Digest, float] = {}
+        self._whole_since: dict[KnownLayer, float] = {}
 
     async def begin(self, layers: Iterable[KnownLayer]) -> None:
         """Let all of these stream at once, the largest first: it takes longest.
@@ -60,22 +64,21 @@ class OpenedLayers:
 
         Raises FillFailed, FillerUnreachable.
         """
-        digest = layer.digest
-        lock = self._opening.get(digest)
+        lock = self._opening.get(layer)
         if lock is None:
-            lock = self._opening[digest] = anyio.Lock()
+            lock = self._opening[layer] = anyio.Lock()
         async with lock:
-            known = self._open.get(digest)
+            known = self._open.get(layer)
             if known is not None and not known.stale:
                 return known
             opened = await self._client.open_layer(layer)
             if known is not None:
                 self._client.close(known)
-            self._open[digest] = opened
+            self._open[layer] = opened
         self._changed(opened)
         opened.on_change = lambda: self._changed(opened)
         if opened.state != "complete":
-            opened.raise_priority(MOUNT if self._waiting[digest] else PREFETCH)
+            opened.raise_priority(MOUNT if self._waiting[layer] else PREFETCH)
         return opened
 
     async def mountable(self, layer: KnownLayer) -> OpenLayer:
@@ -94,26 +97,30 @@ class OpenedLayers:
 
     def whole(self, layer: KnownLayer) -> OpenLayer | None:
         """The open layer image, if it is whole and verified."""
-        opened = self._open.get(layer.digest)
+        opened = self._open.get(layer)
         return opened if opened is not None and opened.state == "complete" else None
 
     def failure(self, layer: KnownLayer) -> FillFailed | None:
         """Why an open layer is refused; None when it is not, or not open."""
-        opened = self._open.get(layer.digest)
+        opened = self._open.get(layer)
         return opened.failure if opened is not None else None
 
     def close(self, layer: KnownLayer) -> None:
         """Stop to ask for a layer, unless somebody waits for it."""
-        opened = self._open.get(layer.digest)
-        if opened is not None and not self._held[layer.digest]:
-            del self._open[layer.digest]
-            self._whole_since.pop(layer.digest, None)
+        opened = self._open.get(layer)
+        if opened is not None and not self._held[layer]:
+            del self._open[layer]
+            self._whole_since.pop(layer, None)
             self._client.close(opened)
 
+    def close_all(self, digest: Digest) -> None:
+        """:meth:`close` all that was said of one blob."""
+        for layer in [layer for layer in self._open if layer.digest == digest]:
+            self.close(layer)
+
     async def _wait(self, layer: KnownLayer, *, whole: bool, urgent: bool) -> OpenLayer:
-        digest = layer.digest
-        self._held[digest] += 1
-        self._waiting[digest] += urgent
+        self._held[layer] += 1
+        self._waiting[layer] += urgent
         try:
             opened = await self.open(layer)
             ready = ("complete",) if whole else ("mountable", "complete")
@@ -123,34 +130,33 @@ class OpenedLayers:
                 await (opened.wait_complete() if whole else opened.wait_mountable())
             return opened
         finally:
-            self._held[digest] -= 1
-            self._waiting[digest] -= urgent
-            if urgent and not self._waiting[digest]:
-                self._calm(digest)
-            if not self._held[digest]:
-                del self._held[digest], self._waiting[digest]
+            self._held[layer] -= 1
+            self._waiting[layer] -= urgent
+            if urgent and not self._waiting[layer]:
+                self._calm(layer)
+            if not self._held[layer]:
+                del self._held[layer], self._waiting[layer]
 
-    def _calm(self, digest: Digest) -> None:
+    def _calm(self, layer: KnownLayer) -> None:
         """Nobody waits for it any more."""
-        opened = self._open.get(digest)
+        opened = self._open.get(layer)
         if opened is not None and opened.state in ("planning", "streaming", "mountable"):
             opened.raise_priority(PREFETCH)
 
     def _changed(self, opened: OpenLayer) -> None:
-        digest = opened.layer.digest
-        if self._open.get(digest) is not opened:
+        layer = opened.layer
+        if self._open.get(layer) is not opened:
             return
         if opened.state == "complete":
-            self._whole_since.setdefault(digest, anyio.current_time())
+            self._whole_since.setdefault(layer, anyio.current_time())
         elif opened.failure is not None and opened.failure.code in AT_FAULT:
-            logger.warning("layer %s is refused: %s", digest, opened.failure.text)
+            logger.warning("layer %s is refused: %s", layer.digest, opened.failure.text)
 
     def _close_forgotten(self) -> None:
         """Close what has been whole for long without being mounted."""
         before = anyio.current_time() - HELD_SECONDS
-        for digest in [digest for digest, since in self._whole_since.items() if since < before]:
-            opened = self._open.get(digest)
-            if opened is None:
-                del self._whole_since[digest]
+        for layer in [layer for layer, since in self._whole_since.items() if since < before]:
+            if layer in self._open:
+                self.close(layer)
             else:
-                self.close(opened.layer)
+                del self._whole_since[layer]

@@ -31,7 +31,7 @@ MOST_LEASES = 16
 
 _COLUMNS = (
     "s.number, s.name, coalesce(p.name, ''), s.kind, s.created, s.updated, s.labels, "
-    "s.size, s.inodes, s.layer, s.verified, s.leases"
+    "s.size, s.inodes, s.layer, s.verified, s.leases, s.refused"
 )
 _JOINED = "snapshot s LEFT JOIN snapshot p ON p.number = s.parent"
 
@@ -202,9 +202,24 @@ class Records:
     def set_verified(self, layer: KnownLayer) -> None:
         """The layer's diff ID was seen to be right."""
         self._database.execute(
-            "UPDATE snapshot SET verified = 1 WHERE layer = ? AND NOT verified",
+            "UPDATE snapshot SET verified = 1, refused = NULL WHERE layer = ? AND NOT verified",
             (_layer_text(layer),),
         )
+
+    def set_refused(self, layer: KnownLayer, reason: str) -> None:
+        """What is said of the layer is not so: of all its snapshots, wherever it came from.
+
+        That stays until they are removed, or the layer is seen to be right after all.
+        """
+        with self._transaction():
+            for number, text in self._database.execute(
+                "SELECT number, layer FROM snapshot WHERE digest = ? AND NOT verified",
+                (str(layer.digest),),
+            ).fetchall():
+                if _claim(_layer_of(text)) == _claim(layer):
+                    self._database.execute(
+                        "UPDATE snapshot SET refused = ? WHERE number = ?", (reason, number)
+                    )
 
     def uses(self, digest: Digest) -> bool:
         """Whether a snapshot is the layer of that digest."""
@@ -214,6 +229,12 @@ class Records:
     def used_layers(self) -> list[KnownLayer]:
         """All layers that snapshots are; one for each digest."""
         return self._layers("SELECT layer FROM snapshot WHERE digest NOTNULL GROUP BY digest")
+
+    def unverified_layers(self) -> list[KnownLayer]:
+        """Those of which no diff ID was seen yet, and those whose diff ID is wrong."""
+        return self._layers(
+            "SELECT DISTINCT layer FROM snapshot WHERE digest NOTNULL AND NOT verified"
+        )
 
     def unused_layers(self) -> list[KnownLayer]:
         """Layers whose last snapshot was removed, until :meth:`forget_unused`."""
@@ -225,18 +246,18 @@ class Records:
 
     # --- layers that cannot be mounted ---
 
-    def refuse(self, digest: Digest, reason: str, seconds: float) -> None:
+    def refuse(self, layer: KnownLayer, reason: str, seconds: float) -> None:
         """Remember for so long that a layer cannot be mounted."""
         until = time.time_ns() + int(seconds * 1e9)
         self._database.execute(
-            "INSERT OR REPLACE INTO refusal VALUES (?, ?, ?)", (str(digest), reason, until)
+            "INSERT OR REPLACE INTO refusal VALUES (?, ?, ?)", (_claim(layer), reason, until)
         )
 
-    def refusal(self, digest: Digest) -> str | None:
+    def refusal(self, layer: KnownLayer) -> str | None:
         """Why a layer is not mounted; None where nothing is remembered, or not any more."""
         self._database.execute("DELETE FROM refusal WHERE until < ?", (time.time_ns(),))
         found = self._database.execute(
-            "SELECT reason FROM refusal WHERE digest = ?", (str(digest),)
+            "SELECT reason FROM refusal WHERE digest = ?", (_claim(layer),)
         ).fetchone()
         return None if found is None else str(found[0])
 
@@ -307,6 +328,13 @@ def _layer_text(layer: KnownLayer) -> str:
     return json.dumps(layer.as_message(), sort_keys=True)
 
 
+def _claim(layer: KnownLayer) -> str:
+    """The digest of what is said of a layer, wherever it is: who lies refuses nobody else's."""
+    said = layer.as_message()
+    del said["upstream"], said["repository"], said["position"]
+    return str(Digest.of(json.dumps(said, sort_keys=True).encode()))
+
+
 @lru_cache(maxsize=8192)
 def _layer_of(text: str) -> KnownLayer:
     """Each pull lists all snapshots once a layer: most of that would be reading these again."""
@@ -314,9 +342,8 @@ def _layer_of(text: str) -> KnownLayer:
 
 
 def _snapshot_of(row: Sequence[object]) -> Snapshot:
-    number, name, parent, kind, created, updated, labels, size, inodes, layer, verified, leases = (
-        row
-    )
+    number, name, parent, kind, created, updated, labels, size, inodes, *rest = row
+    layer, verified, leases, refused = rest
     assert isinstance(number, int) and isinstance(created, int) and isinstance(updated, int)
     usage = None
     if isinstance(size, int) and isinstance(inodes, int):
@@ -324,7 +351,8 @@ def _snapshot_of(row: Sequence[object]) -> Snapshot:
     remote = None
     if layer is not None:
         leased = tuple(json.loads(str(leases)))
-        remote = RemoteLayer(_layer_of(str(layer)), bool(verified), leased)
+        reason = None if refused is None else str(refused)
+        remote = RemoteLayer(_layer_of(str(layer)), bool(verified), leased, reason)
     return Snapshot(
         number,
         str(name),

@@ -19,9 +19,11 @@ from weakref import WeakValueDictionary
 from headstart.content.config import chain_ids
 from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
+from headstart.content.estargz.announced import TOC_DIGEST
 from headstart.store.known_layer import KnownChain, KnownLayer
 from mount.snapshotter.errors import LayerUnavailable, Stopping
 from mount.snapshotter.layers import Layers
+from mount.snapshotter.nameless import NamelessPulls
 from mount.snapshotter.records import Records
 from mount.snapshotter.snapshot import (
     IMAGE_REF_LABEL,
@@ -29,6 +31,7 @@ from mount.snapshotter.snapshot import (
     REF_LABEL,
     Caller,
     RemoteLayer,
+    namespace_of,
 )
 from mount.snapshotter.worker import Worker
 
@@ -62,17 +65,21 @@ class RemoteLayers:
         self._locks: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._stopping = asyncio.Event()
         self._silent_until = -math.inf
+        self.nameless = NamelessPulls()
 
     # --- Prepare ---
 
-    async def commit(self, parent: str, labels: Mapping[str, str], caller: Caller) -> str | None:
+    async def commit(
+        self, key: str, parent: str, labels: Mapping[str, str], caller: Caller
+    ) -> str | None:
         """Commit a layer for the chain ID that a pull names; the name of its snapshot.
 
         None where the layer has to be unpacked: nobody knows the chain, its repository is not
         among those to be mounted, or it has failed lately. Raises SnapshotMissing and
         InvalidRequest (the parent).
         """
-        if REF_LABEL not in labels or caller.namespace is None:
+        namespace = caller.namespace or namespace_of(key)
+        if REF_LABEL not in labels or namespace is None:
             return None
         try:
             chain = Digest.parse(labels[REF_LABEL])
@@ -80,7 +87,11 @@ class RemoteLayers:
             logger.info("snapshots: %s", error)
             return None
         known = await self._known(chain, labels)
-        if known is None or not await self._taken(chain, known, parent):
+        if known is None or not await self._taken(chain, known, parent, labels):
+            return None
+        nameless = caller.namespace is None
+        if nameless and not self.nameless.enter(chain, parent, namespace):
+            logger.info("snapshots: %s is unpacked: another namespace pulls it too", chain)
             return None
         snapshot = await self._worker.run(
             self._records.commit_layer,
@@ -88,9 +99,11 @@ class RemoteLayers:
             parent,
             known.layer,
             labels,
-            namespace=caller.namespace,
+            namespace=namespace,
             lease=caller.lease,
         )
+        if nameless:
+            self.nameless.unsettled.add(snapshot.name)
         self._layers.begin(known)
         return snapshot.name
 
@@ -118,17 +131,24 @@ class RemoteLayers:
             logger.exception("snapshots: which layer %s is could not be asked", chain)
         return None
 
-    async def _taken(self, chain: Digest, known: KnownChain, parent: str) -> bool:
+    async def _taken(
+        self, chain: Digest, known: KnownChain, parent: str, labels: Mapping[str, str]
+    ) -> bool:
         layer = known.layer
         below = [listed.diff_id for listed in known.layers[: known.position + 1]]
         if chain_ids(below)[-1] != chain or (known.position > 0) != bool(parent):
             logger.warning("snapshots: %s is not what %s is said to be", chain, layer.digest)
             return False
         name = f"{layer.upstream}/{layer.repository}"
+        toc = layer.annotations.get(TOC_DIGEST)
+        if toc is not None and toc != labels.get(TOC_DIGEST):
+            # What the client pulls does not vouch for it; the label is of that image's manifest.
+            logger.info("snapshots: %s is unpacked: its TOC is that of another image", chain)
+            return False
         if not any(fnmatchcase(name, pattern) for pattern in self._repositories):
             logger.info("snapshots: %s is not on mount.repositories; it is unpacked", name)
             return False
-        refusal = await self._worker.run(self._records.refusal, layer.digest)
+        refusal = await self._worker.run(self._records.refusal, layer)
         if refusal is not None:
             logger.info("snapshots: %s of %s is unpacked: %s", layer.digest, name, refusal)
         return refusal is None
@@ -145,14 +165,35 @@ class RemoteLayers:
         layer = remote.layer
         if remote.verified:
             return
-        if lease not in remote.leases:
+        if lease not in remote.leases or remote.refused is not None:
             verifying = self._verify(layer, urgent=True)
             await self._unless_stopping(asyncio.shield(verifying))
             return
+        await self._ready(layer)
+
+    async def settle_nameless(self, name: str, remote: RemoteLayer) -> None:
+        """The same where neither lease nor namespace says who asks: the pull, or anybody.
+
+        For what another has prepared the diff ID is not awaited, since that cannot be told from a
+        container's creation. Raises as :meth:`settle`.
+        """
+        if name not in self.nameless.unsettled:
+            return
+        try:
+            if not remote.verified:
+                await self._ready(remote.layer)
+        except LayerUnavailable:
+            # The pull has failed; containerd collects what there is of it.
+            self.nameless.unsettled.discard(name)
+            raise
+        self.nameless.unsettled.discard(name)
+
+    async def _ready(self, layer: KnownLayer) -> None:
+        """Wait until the layer is here and mounted. Raises LayerUnavailable and Stopping."""
         try:
             await self._unless_stopping(self._layers.mountable(layer))
             # A refusal by the kernel is better seen now than by the first container.
-            await self._unless_stopping(self.mounted(layer))
+            await self._unless_stopping(self._mounted(layer))
         except LayerUnavailable as error:
             await self._refuse(layer, error)
             raise
@@ -161,7 +202,9 @@ class RemoteLayers:
     async def _refuse(self, layer: KnownLayer, error: LayerUnavailable) -> None:
         seconds = REFUSED_SECONDS if error.refused else FAILED_SECONDS
         logger.warning("snapshots: %s of %s: %s", layer.digest, layer.repository, error)
-        await self._worker.run(self._records.refuse, layer.digest, str(error), seconds)
+        await self._worker.run(self._records.refuse, layer, str(error), seconds)
+        if error.refused:
+            await self._worker.run(self._records.set_refused, layer, str(error))
 
     def _verify(self, layer: KnownLayer, *, urgent: bool) -> "asyncio.Task[None]":
         """Note when a layer's diff ID is seen to be right, whether somebody waits or not."""
@@ -185,8 +228,19 @@ class RemoteLayers:
 
     # --- Mounts ---
 
-    async def mounted(self, layer: KnownLayer) -> Path:
-        """The directory of a layer, mounted now. Raises LayerUnavailable."""
+    async def mounted(self, remote: RemoteLayer) -> Path:
+        """The directory of a layer, mounted now. Raises LayerUnavailable.
+
+        What was found to be wrong is not mounted, whoever else has forgotten that: it would be for
+        a container that has not read any of it yet.
+        """
+        if not remote.verified:
+            self._verify(remote.layer, urgent=False)
+        if remote.refused is not None:
+            raise LayerUnavailable(f"{remote.refused}; remove its image", refused=True)
+        return await self._mounted(remote.layer)
+
+    async def _mounted(self, layer: KnownLayer) -> Path:
         task = self._mounting.get(layer.digest)
         if task is None:
             task = asyncio.create_task(self._mount(layer), name=f"mount {layer.digest}")
@@ -202,8 +256,10 @@ class RemoteLayers:
     # --- Cleanup, start and end ---
 
     async def adopt(self) -> None:
-        """At the start: say which layers are in use."""
+        """At the start: say which layers are in use, and follow those that are to be verified."""
         await self._layers.adopt(await self._worker.run(self._records.used_layers))
+        for layer in await self._worker.run(self._records.unverified_layers):
+            self._verify(layer, urgent=False)
 
     async def release(self) -> None:
         """Unmount the layers that no snapshot uses any more."""

@@ -38,6 +38,9 @@ CREATE TABLE unused_layer (digest TEXT PRIMARY KEY, layer TEXT NOT NULL) STRICT;
 CREATE TABLE refusal (digest TEXT PRIMARY KEY, reason TEXT NOT NULL, until INTEGER NOT NULL) STRICT;
 """
 
+_ADDED = {"refused": "TEXT"}
+"""Columns of ``snapshot`` that the first version has not: it works with them as well."""
+
 
 def open_database(file: Path) -> sqlite3.Connection:
     """Open or create the database; it may be used by one thread at a time.
@@ -69,3 +72,6 @@ def _prepare(connection: sqlite3.Connection, file: Path) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     if found == 0:
         connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+    present = {row[1] for row in connection.execute("PRAGMA table_info(snapshot)")}
+    for column in _ADDED.keys() - present:
+        connection.execute(f"ALTER TABLE snapshot ADD COLUMN {column} {_ADDED[column]}")

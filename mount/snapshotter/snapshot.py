@@ -43,12 +43,13 @@ class RemoteLayer:
     """The part of a snapshot that is a mounted layer image instead of a directory.
 
     ``leases`` are those under which it was prepared, ``verified`` says that its diff ID was seen
-    to be right.
+    to be right, ``refused`` why its content is not what it should be.
     """
 
     layer: KnownLayer
     verified: bool = False
     leases: tuple[str, ...] = ()
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,18 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, by the metadata of the call; None where it says nothing."""
+    """Who asks, by the metadata of the call; None where it says nothing.
+
+    CRI, within containerd, says both. Of what clients ask containerd for over its socket (nerdctl,
+    ``ctr``), neither is passed on.
+    """
 
     namespace: str | None = None
     lease: str | None = None
+
+
+def namespace_of(key: str) -> str | None:
+    """The namespace in a key as containerd makes them, NAMESPACE/NUMBER/KEY; None for others."""
+    namespace, _, rest = key.partition("/")
+    number, slash, _ = rest.partition("/")
+    return namespace if namespace and slash and number.isdecimal() else None

@@ -80,7 +80,7 @@ class Snapshotter:
 
         Raises SnapshotExists, SnapshotMissing, InvalidRequest, LayerUnavailable and RecordsFailed.
         """
-        if await self._remote.commit(parent, labels, caller) is not None:
+        if await self._remote.commit(key, parent, labels, caller) is not None:
             return None
         return await self._add(key, parent, Kind.ACTIVE, labels)
 
@@ -124,8 +124,11 @@ class Snapshotter:
         Stopping.
         """
         snapshot = await self._worker.run(self._records.get, key)
-        if caller.lease is not None and snapshot.remote is not None:
-            await self._remote.settle(snapshot.remote, caller.lease)
+        if snapshot.remote is not None:
+            if caller.lease is not None:
+                await self._remote.settle(snapshot.remote, caller.lease)
+            elif caller.namespace is None:
+                await self._remote.settle_nameless(snapshot.name, snapshot.remote)
         return snapshot
 
     async def update(self, name: str, labels: Mapping[str, str], paths: Sequence[str]) -> Snapshot:
@@ -158,6 +161,8 @@ class Snapshotter:
         if caller.namespace is not None:
             mine = f"{caller.namespace}/"
             found.sort(key=lambda snapshot: not snapshot.name.startswith(mine))
+        elif filters:
+            found = self._remote.nameless.found(found)
         return found
 
     async def usage(self, key: str) -> Usage:
@@ -232,7 +237,7 @@ class Snapshotter:
     async def _directory(self, snapshot: Snapshot) -> Path:
         if snapshot.remote is None:
             return self._directories.upper(snapshot.number)
-        return await self._remote.mounted(snapshot.remote.layer)
+        return await self._remote.mounted(snapshot.remote)
 
     def _lost(self, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
         return [

@@ -15,8 +15,7 @@ from headstart.content.manifest import Index, Manifest
 from headstart.store.cached_blob import CachedBlob
 from headstart.store.errors import FillerUnreachable, FillFailed
 from headstart.store.fill_client import FillClient
-from headstart.store.known_layer import KnownLayer
-from headstart.store.wire import Message
+from headstart.store.known_layer import image_message, known_layers
 from proxy.serve.blobs import Blobs
 from proxy.serve.manifests import Expect
 
@@ -93,26 +92,9 @@ class Chains:
         manifest: Manifest,
         diff_ids: tuple[Digest, ...],
     ) -> None:
-        if len(diff_ids) != len(manifest.layers):
+        layers = known_layers(host, repository, manifest, diff_ids)
+        if not layers:
             place = f"{host}/{repository}@{digest}"
             logger.info("%s: is no image whose layers make a root file system", place)
             return
-        layers = [
-            KnownLayer(
-                host,
-                repository,
-                layer.digest,
-                layer.size,
-                diff_id,
-                layer.media_type,
-                layer.annotations,
-                position,
-            )
-            for position, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True))
-        ]
-        message: Message = {
-            "type": "image",
-            "manifest": str(digest),
-            "layers": [layer.as_message() for layer in layers],
-        }
-        await self._filler.call(message, TELL_SECONDS)
+        await self._filler.call(image_message(digest, layers), TELL_SECONDS)

@@ -78,7 +78,9 @@ def test_a_lazy_layer_of_a_repository_that_is_not_trusted_is_never_mounted(
     claiming(node, "tenant/hostile", base, hostile, honest)
     reference = node.reference("tenant/hostile:v1")
     before = set(node.snapshotter.mounts())
-    assert "wrong diff id" in failed_pull(node, reference)
+    # When containerd asks for it nobody can have seen what is wrong with it.
+    with node.slowly(hostile.digest, 8 * MIB):
+        assert "wrong diff id" in failed_pull(node, reference)
     assert hostile.digest.hex not in node.used_layers()
     assert set(node.snapshotter.mounts()) <= before
     honest_is_shown(node, "team/honest-untrusted", base, honest)
@@ -117,3 +119,23 @@ def test_a_lazy_layer_of_a_trusted_repository_is_quarantined_when_it_is_whole(
     node.cri.pull(ours)
     assert shown_by(node, ours, "honest") == "honest\n"
     node.cri.remove_image(ours)
+
+
+def test_a_layer_that_is_here_under_its_own_diff_id_is_not_believed_under_another(
+    node: Node, program: bytes
+) -> None:
+    base = gzipped(base_layer(program, 530, 5))
+    present, wanted = estargz(tar(b"present\n", 530), FORM), estargz(tar(b"honest\n", 531), FORM)
+    serve(node.upstream, [base, present], repository="team/present")
+    claiming(node, "team/claiming", base, present, wanted)
+    first, theirs = node.reference("team/present:v1"), node.reference("team/claiming:v1")
+    with node.slowly(present.digest, MIB // 4, before=len(present.blob) // 2):
+        node.cri.pull(first)
+        assert shown_by(node, first, "present") == "present\n"
+        # Its bytes are on their way, and what is verified of them will be right.
+        assert "diff ID" in failed_pull(node, theirs)
+    eventually(lambda: node.complete(str(present.digest)), 30, "the layer is whole")
+    assert "wrong diff id" in failed_pull(node, theirs)
+    honest_is_shown(node, "team/wanted", base, wanted)
+    assert shown_by(node, first, "still-present") == "present\n"
+    node.cri.remove_image(first)

@@ -9,12 +9,14 @@ import pytest
 
 from headstart.content.config import chain_ids
 from headstart.content.digest import Digest
+from tests.content.layer.archives import member, write
+from tests.faults.watching import eventually
 from tests.layers.images import gzipped, serve
 from tests.node.node import Node
-from tests.node.test_lazy import whole_seconds
+from tests.node.test_lazy import large_image, whole_seconds
 from tests.node.trees import Archive, base_layer, changing_layer
 from tests.node.view import view
-from tests.parts.processes import run
+from tests.parts.processes import ProcessFailed, run
 
 MIB = 1 << 20
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
@@ -33,11 +35,8 @@ def ctr_remote(node: Node, namespace: str, *arguments: str) -> None:
     run(["ctr-remote", *address, "images", *arguments], deadline=120)
 
 
-def convert(node: Node, tool: str, name: str, program: bytes) -> dict[str, Any]:
-    """Make an image by one of the tools; it is at the upstream then, and nowhere else.
-
-    Returns its manifest.
-    """
+def made_by(node: Node, tool: str, name: str, program: bytes) -> dict[str, Any]:
+    """Make an image by one of the tools; its manifest."""
     seed = SEEDS[tool]
     weights = Archive()
     weights.add("models/weights", random.Random(seed).randbytes(6 * MIB))
@@ -49,10 +48,19 @@ def convert(node: Node, tool: str, name: str, program: bytes) -> dict[str, Any]:
         repository=f"{name}-from",
         command=["/bin/show", "/etc/motd"],
     )
-    namespace = f"made-by-{tool}"
-    node.pull_with("overlayfs", source, namespace)
+    node.pull_with("overlayfs", source, f"made-by-{tool}")
+    return convert(node, tool, f"made-by-{tool}", source, name)
+
+
+def convert(
+    node: Node, tool: str, namespace: str, source: str, name: str, *options: str
+) -> dict[str, Any]:
+    """Convert an image that ``namespace`` has; it is at the upstream then, and nowhere else.
+
+    Returns its manifest.
+    """
     target = node.reference(f"{name}:v1")
-    ctr_remote(node, namespace, *TOOLS[tool], source, target)
+    ctr_remote(node, namespace, *TOOLS[tool], *options, source, target)
     manifest = upload(node, namespace, target, name)
     node.containerd.ctr(["-n", namespace, "images", "rm", "--sync", source, target])
     return manifest
@@ -87,18 +95,62 @@ def pulled_lazily(node: Node, reference: str, manifest: dict[str, Any]) -> None:
     assert not hexes & node.content()
 
 
+def rpull(node: Node, reference: str, namespace: str) -> None:
+    """Pull with its own client, of which containerd tells us neither namespace nor lease."""
+    hosts = ["--hosts-dir", str(node.containerd.hosts)]
+    ctr_remote(node, namespace, "rpull", "--snapshotter", "headstart", *hosts, reference)
+
+
+def test_rpull_is_lazy_and_each_namespace_has_its_own_snapshots(node: Node, program: bytes) -> None:
+    image, _ = large_image(node, program, "team/rpull", 220)
+    reference = node.reference("team/rpull:v1")
+    large = image.layers[1]
+    with node.slowly(large.digest, 2 * MIB):
+        for namespace in ("one", "other"):
+            rpull(node, reference, namespace)
+            printed = node.containerd.run(reference, "lazy", "/etc/motd", namespace=namespace)
+            assert printed == "the weights are on their way\n"
+        fetched = node.fetched(str(large.digest))
+        assert fetched < len(large.blob) // 2, f"{fetched} of {len(large.blob)} bytes"
+    assert not {layer.digest.hex for layer in image.layers} & node.content()
+    assert len(node.snapshots("one")) == len(node.snapshots("other")) == 2
+    node.containerd.ctr(["-n", "one", "images", "rm", "--sync", reference])
+    eventually(lambda: node.snapshots("one") == {}, 20, "its snapshots are gone")
+    printed = node.containerd.run(reference, "still", "/etc/motd", namespace="other")
+    assert printed == "the weights are on their way\n"
+    node.containerd.ctr(["-n", "other", "images", "rm", "--sync", reference])
+
+
+def test_rpull_waits_for_an_ordinary_layer_and_says_what_is_wrong_with_it(
+    node: Node, program: bytes
+) -> None:
+    weights = Archive()
+    weights.add("models/weights", random.Random(222).randbytes(4 * MIB))
+    layers = [gzipped(base_layer(program, 222, 5)), gzipped(weights.finish(), 1)]
+    serve(node.upstream, layers, repository="team/waits")
+    reference = node.reference("team/waits:v1")
+    with node.slowly(layers[1].digest, 2 * MIB):
+        rpull(node, reference, RPULLED)
+        # Nothing is left to wait for: a container has two seconds for that.
+        node.containerd.run(reference, "ordinary", "/etc/motd", namespace=RPULLED)
+    assert not {layer.digest.hex for layer in layers} & node.content()
+    hostile = gzipped(write([member(b"../../etc/escaped", contents=b"x")]))
+    serve(node.upstream, [layers[0], hostile], repository="team/hostile-rpull")
+    with pytest.raises(ProcessFailed, match="leaves the layer"):
+        rpull(node, node.reference("team/hostile-rpull:v1"), RPULLED)
+    assert hostile.digest.hex not in node.used_layers()
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_an_image_of_stargz_snapshotters_tools_runs_lazily_and_is_what_overlayfs_shows(
     node: Node, tmp_path: Path, program: bytes, tool: str
 ) -> None:
     name = f"team/{tool}d"
-    manifest = convert(node, tool, name, program)
+    manifest = made_by(node, tool, name, program)
     assert all(TOC_DIGEST in layer["annotations"] for layer in manifest["layers"])
     reference = node.reference(f"{name}:v1")
     pulled_lazily(node, reference, manifest)
-    # Its own client, whose calls come from containerd without namespace and lease.
-    hosts = ["--hosts-dir", str(node.containerd.hosts)]
-    ctr_remote(node, RPULLED, "rpull", "--snapshotter", "headstart", *hosts, reference)
+    rpull(node, reference, RPULLED)
     printed = node.containerd.run(reference, "rpulled", "/etc/motd", namespace=RPULLED)
     assert printed == "good evening\n"
     node.pull_with("overlayfs", reference, "compared")

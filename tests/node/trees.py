@@ -56,6 +56,39 @@ class Archive:
         return self._output.getvalue()
 
 
+def upon_debian(program: bytes) -> bytes:
+    """A layer of everything that can be in one, to be above a Debian."""
+    archive = Archive()
+    archive.add("usr/bin/show", program, mode=0o755)
+    archive.add("etc/issue", b"a Debian that was changed\n", mode=0o600, owner=(0, 42))
+    # Removed: a file, a directory with all that is in it; hidden: what a directory had.
+    archive.add("etc/.wh.issue.net")
+    archive.add("usr/share/.wh.doc")
+    archive.add("usr/share/zoneinfo/.wh..wh..opq")
+    archive.add("usr/share/zoneinfo/Nowhere", b"TZif2")
+    archive.add("etc/default/.wh..wh..opq")
+    archive.add("etc/default/show", b"SHOW=1\n")
+    # A directory where there was a file, a link where there was a directory, and a file again.
+    archive.add("etc/debian_version", kind=tarfile.DIRTYPE, mode=0o750)
+    archive.add("etc/debian_version/12", b"bookworm\n")
+    archive.add("etc/skel", kind=tarfile.SYMTYPE, mode=0o777, target="/etc/default")
+    archive.add("srv", b"no directory any more\n")
+    archive.add("opt/su", b"\x7fELF su" * 900, mode=0o6755, owner=(0, 4))
+    archive.add("opt/ping", b"\x7fELF ping" * 900, xattrs={"security.capability": _CAPABILITY})
+    archive.add("opt/note", b"", xattrs={"user.note": "kept", "user." + "n" * 200: "v" * 900})
+    archive.add("opt/twin", kind=tarfile.LNKTYPE, target="opt/su", mode=0o6755, owner=(0, 4))
+    archive.add("opt/third", kind=tarfile.LNKTYPE, target="opt/twin", mode=0o6755, owner=(0, 4))
+    archive.add("opt/zero", kind=tarfile.CHRTYPE, mode=0o666, device=(1, 5))
+    archive.add("opt/loop", kind=tarfile.BLKTYPE, mode=0o660, owner=(0, 6), device=(7, 300))
+    archive.add("opt/pipe", kind=tarfile.FIFOTYPE, mode=0o622, owner=(65534, 65534))
+    archive.add("opt/" + "n" * 250 + "/" + "ä" * 120, b"long names\n", mtime=MTIME + 0.25)
+    archive.add("opt/link", kind=tarfile.SYMTYPE, mode=0o777, target="t" * 1000)
+    archive.add("opt/sticky", kind=tarfile.DIRTYPE, mode=0o3777, owner=(1000, 1000))
+    archive.add("opt/before the epoch", b"old", mtime=-86400)
+    archive.add("opt/far", b"owned from afar", owner=(2_000_000_000, 2_000_000_001))
+    return archive.finish()
+
+
 def base_layer(program: bytes, seed: int = 1, files: int = 60) -> bytes:
     """A root file system with ``bin/show``."""
     archive = Archive()

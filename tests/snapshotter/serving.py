@@ -47,7 +47,7 @@ class SnapshotsClient:
         parent: str = "",
         labels: Mapping[str, str] | None = None,
         *,
-        namespace: str = NAMESPACE,
+        namespace: str | None = NAMESPACE,
         lease: str | None = None,
     ) -> list[Mount]:
         request = MESSAGES["PrepareSnapshotRequest"](key=key, parent=parent, labels=labels or {})
@@ -70,9 +70,16 @@ class SnapshotsClient:
     async def remove(self, key: str) -> None:
         await self._call("Remove", MESSAGES["RemoveSnapshotRequest"](key=key), "Empty")
 
-    async def stat(self, key: str, *, lease: str | None = None, deadline: float = 20.0) -> Any:
+    async def stat(
+        self,
+        key: str,
+        *,
+        namespace: str | None = NAMESPACE,
+        lease: str | None = None,
+        deadline: float = 20.0,
+    ) -> Any:
         request = MESSAGES["StatSnapshotRequest"](key=key)
-        metadata = _metadata(NAMESPACE, lease)
+        metadata = _metadata(namespace, lease)
         answer = await self._call("Stat", request, "StatSnapshotResponse", metadata, deadline)
         return answer.info
 
@@ -82,7 +89,7 @@ class SnapshotsClient:
         request.update_mask.paths.extend(paths)
         return (await self._call("Update", request, "UpdateSnapshotResponse")).info
 
-    async def list(self, *filters: str, namespace: str = NAMESPACE) -> list[Any]:
+    async def list(self, *filters: str, namespace: str | None = NAMESPACE) -> list[Any]:
         call = self._channel.unary_stream(
             f"/{SERVICE}/List",
             request_serializer=_serialized,
@@ -106,15 +113,26 @@ class SnapshotsClient:
         await self._call("Cleanup", MESSAGES["CleanupRequest"](), "Empty")
 
     async def pull_layer(
-        self, chain: object, parent: str, *, lease: str = "pull", namespace: str = NAMESPACE
+        self,
+        chain: object,
+        parent: str,
+        *,
+        lease: str | None = "pull",
+        namespace: str = NAMESPACE,
+        nameless: bool = False,
     ) -> str:
-        """What containerd does with a layer up to its Stat; the name of the snapshot."""
+        """What containerd does with a layer up to its Stat; the name of the snapshot.
+
+        ``nameless``: as for a client on its socket, whose lease and namespace it does not tell.
+        """
+        said = None if nameless else namespace
+        lease = None if nameless else lease
         try:
             await self.prepare(
                 f"{namespace}/1/extract {chain}",
                 parent,
                 {REF_LABEL: str(chain)},
-                namespace=namespace,
+                namespace=said,
                 lease=lease,
             )
         except grpc.aio.AioRpcError as error:
@@ -123,7 +141,7 @@ class SnapshotsClient:
         else:
             raise AssertionError(f"{chain} has to be unpacked")
         listed = await self.list(
-            f'labels."{REF_LABEL}"=={chain},parent=="{parent}"', namespace=namespace
+            f'labels."{REF_LABEL}"=={chain},parent=="{parent}"', namespace=said
         )
         assert listed and listed[0].parent == parent and listed[0].kind == 3
         assert listed[0].labels[REF_LABEL] == str(chain)
@@ -196,9 +214,9 @@ async def failing(code: grpc.StatusCode, *words: str) -> AsyncIterator[None]:
         raise AssertionError(f"no {code}")
 
 
-def _metadata(namespace: str, lease: str | None) -> list[tuple[str, str]]:
-    said = [("containerd-namespace", namespace)]
-    return said if lease is None else [*said, ("containerd-lease", lease)]
+def _metadata(namespace: str | None, lease: str | None) -> list[tuple[str, str]]:
+    said = {"containerd-namespace": namespace, "containerd-lease": lease}
+    return [(name, value) for name, value in said.items() if value is not None]
 
 
 def _serialized(message: Any) -> bytes:

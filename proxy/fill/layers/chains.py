@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 from headstart.content.config import chain_ids
 from headstart.content.digest import Digest
+from headstart.content.errors import InvalidInput
+from headstart.content.estargz.announced import announced_toc
+from headstart.content.layer.errors import LayerRefused
+from headstart.content.reference import ImageReference
 from headstart.store.index import Index, type_json
 from headstart.store.known_layer import KnownChain, KnownLayer
 from headstart.store.wire import WireError
@@ -24,6 +28,25 @@ KEEP_SECONDS = 90 * 24 * 3600.0
 MOST_IMAGES = 8
 """Images remembered of one chain ID: a shared base has many, and any of them can bring it."""
 MOST_REMEMBERED = 4096
+
+
+def is_chunked(known: KnownLayer) -> bool:
+    """Whether the layer's descriptor announces a TOC under which it may be mounted early."""
+    try:
+        return announced_toc(known.annotations, known.size) is not None
+    except LayerRefused as error:
+        logger.warning("layer: %s is taken for an ordinary one: %s", known.digest, error)
+        return False
+
+
+def _repository(image_ref: str | None) -> str | None:
+    """The repository of a reference as CRI writes it, with its registry."""
+    try:
+        parsed = ImageReference.parse(image_ref) if image_ref is not None else None
+    except InvalidInput as error:
+        logger.info("chain: %s", error)
+        return None
+    return None if parsed is None else f"{parsed.registry}/{parsed.repository}"
 
 
 class Chains:
@@ -51,14 +74,25 @@ class Chains:
             kept: type_json = {"images": [list(image) for image in images[:MOST_IMAGES]]}
             self._index.put(CHAINS, str(chain), kept, KEEP_SECONDS)
 
-    def find(self, chain: Digest, manifest: Digest | None) -> KnownChain | None:
-        """The image of a chain ID: that of ``manifest`` if it has it, else the one told last."""
+    def find(
+        self, chain: Digest, manifest: Digest | None = None, image_ref: str | None = None
+    ) -> KnownChain | None:
+        """The image of a chain ID: of ``manifest``, else of the same repository, else the last.
+
+        Another image than that of ``manifest`` will do for an ordinary layer, which is verified by
+        its diff ID before anybody sees it. It will not for one with a TOC: that would be believed
+        before, and only a manifest vouches for it.
+        """
+        repository = _repository(image_ref)
         images = self._images(chain)
-        if manifest is not None:
-            images.sort(key=lambda image: not image[0].endswith(f"@{manifest}"))
+        images.sort(key=lambda image: image[0].rpartition("@")[0] != repository)
+        images.sort(key=lambda image: not image[0].endswith(f"@{manifest}"))
         for name, position in images:
             layers = self._layers(name)
-            if layers is not None and 0 <= position < len(layers):
+            if layers is None or not 0 <= position < len(layers):
+                continue
+            own = manifest is None or name.endswith(f"@{manifest}")
+            if own or not is_chunked(layers[position]):
                 return KnownChain(layers, position)
         return None
 

@@ -8,6 +8,7 @@ import pytest
 
 from headstart.content.config import chain_ids
 from headstart.content.digest import Digest
+from headstart.content.estargz.announced import TOC_DIGEST
 from headstart.store.index import Index
 from headstart.store.known_layer import KnownLayer
 from proxy.fill.layers.chains import MOST_IMAGES, Chains
@@ -28,6 +29,11 @@ def layers_of(repository: str, *names: bytes) -> tuple[KnownLayer, ...]:
         )
         for name in names
     )
+
+
+def with_toc(layers: tuple[KnownLayer, ...]) -> tuple[KnownLayer, ...]:
+    said = {TOC_DIGEST: str(Digest.of(b"toc"))}
+    return tuple(replace(layer, annotations=said) for layer in layers)
 
 
 def chains_of(layers: tuple[KnownLayer, ...]) -> tuple[Digest, ...]:
@@ -82,6 +88,59 @@ def test_the_image_of_the_manifest_that_is_asked_for_goes_first(index: Index) ->
     chains.tell(Digest.of(b"other manifest"), other)
     found = chains.find(chains_of(one)[0], MANIFEST)
     assert found is not None and found.layers == one
+
+
+def test_an_ordinary_layer_may_come_from_another_image_than_the_one_asked_for(index: Index) -> None:
+    chains = Chains(index)
+    layers = layers_of("team/app", b"base")
+    chains.tell(MANIFEST, layers)
+    found = chains.find(chains_of(layers)[0], Digest.of(b"a manifest that nobody has told"))
+    assert found is not None and found.layers == layers
+
+
+def test_a_toc_is_believed_for_the_manifest_that_has_it_only(index: Index) -> None:
+    chains = Chains(index)
+    theirs, chain = (
+        with_toc(layers_of("tenant/app", b"base")),
+        chains_of(layers_of("a", b"base"))[0],
+    )
+    chains.tell(MANIFEST, theirs)
+    other = Digest.of(b"a manifest that nobody has told")
+    assert chains.find(chain, other, "registry.example/tenant/app:v1") is None
+    # An ordinary one is verified before it is mounted, whoever has it.
+    ordinary = layers_of("team/app", b"base")
+    chains.tell(Digest.of(b"another"), ordinary)
+    chains.tell(MANIFEST, theirs)
+    for manifest, expected in ((MANIFEST, theirs), (None, theirs), (other, ordinary)):
+        found = chains.find(chain, manifest)
+        assert found is not None and found.layers == expected
+
+
+@pytest.mark.parametrize(
+    ("image_ref", "expected"),
+    [
+        ("registry.example/team/one:v1", "team/one"),
+        (f"registry.example/team/one@{MANIFEST}", "team/one"),
+        ("registry.example/team/none:v1", "team/other"),
+        ("other.example/team/one:v1", "team/other"),
+        ("registry.example/team/on", "team/other"),
+        ("no reference at all", "team/other"),
+        (None, "team/other"),
+    ],
+)
+@pytest.mark.parametrize("manifest", [None, Digest.of(b"a manifest that nobody has told")])
+def test_the_image_of_the_same_repository_goes_before_the_one_told_last(
+    index: Index, manifest: Digest | None, image_ref: str | None, expected: str
+) -> None:
+    chains = Chains(index)
+    chains.tell(Digest.of(b"one"), layers_of("team/one", b"base"))
+    chains.tell(MANIFEST, layers_of("team/other", b"base"))
+    chain = chains_of(layers_of("any", b"base"))[0]
+    found = chains.find(chain, manifest, image_ref)
+    assert found is not None and found.layer.repository == expected
+    # The manifest says more than the name.
+    found = chains.find(chain, MANIFEST, image_ref)
+    assert found is not None and found.layer.repository == "team/other"
 
 
 def test_a_base_of_many_images_keeps_the_latest_only(index: Index) -> None:
