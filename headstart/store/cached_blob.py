@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from headstart.store.extent_map import BlobMap, MapDamaged
+from headstart.store.extent_map import BlobMap
 from headstart.store.geometry import Geometry
+from headstart.store.map_file import MapDamaged
 
 
 class DescriptorRun(NamedTuple):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headstart.store.geometry import Geometry
-from headstart.store.layer_map import LayerMap, MapDamaged
+from headstart.store.layer_map import LayerMap
+from headstart.store.map_file import MapDamaged
 
 
 class CachedLayer:

@@ -57,10 +57,11 @@ class StoreAnswers:
         return {"type": "ok"}
 
     async def _chain(self, message: Message) -> Message:
-        manifest = message.get("manifest")
+        manifest, image_ref = message.get("manifest"), message.get("image_ref")
         found = await self._layers.find(
             Digest.parse(str(message.get("chain"))),
             None if manifest is None else Digest.parse(str(manifest)),
+            None if image_ref is None else str(image_ref),
         )
         return {"type": "unknown"} if found is None else {"type": "layer", **found.as_message()}
 
@@ -88,7 +89,7 @@ class StoreAnswers:
                 "waited_seconds": pacer.figures.waited,
                 "dirty": pacer.dirty(),
             }
-            for pacer in filler.pacers
+            for pacer in filler.room.pacers
         ]
         quota = filler.quota
         return {
@@ -136,15 +137,15 @@ class StoreAnswers:
             "verified": False,
         }
         if isinstance(key, LayerKey):
-            return {**listed, "verified": self._layers.is_complete(key.digest)}
-        record = await self._filler.record(key)
+            return {**listed, "verified": await self._layers.is_complete(key.digest)}
+        record = await self._filler.books.record(key)
         if record is not None:
             listed.update(size=record.size, verified=record.verified)
         return listed
 
     def _pin(self, message: Message) -> Message:
         key, pinned = parse_key(str(message.get("digest"))), message.get("pinned") is True
-        owner = self._layers if isinstance(key, LayerKey) else self._filler
+        owner = self._layers if isinstance(key, LayerKey) else self._filler.books
         digest = key.digest if isinstance(key, LayerKey) else key
         if not owner.pin(digest, pinned):
             raise FillFailed("missing", f"{key} is not in the cache")
@@ -163,7 +164,7 @@ class StoreAnswers:
         holder, keys = message.get("holder"), message.get("keys")
         if not isinstance(holder, str) or not holder:
             raise FillFailed("protocol", f"{kind} without a holder")
-        held = self._filler.leased_by(holder)
+        held = self._filler.books.leased_by(holder)
         if kind == "leases":
             if not isinstance(keys, list) or len(keys) > MOST_LEASED:
                 raise FillFailed("protocol", "leases without a list of keys")
@@ -171,7 +172,7 @@ class StoreAnswers:
         else:
             leased = parse_key(str(message.get("key")))
             held = held | {leased} if kind == "lease" else held - {leased}
-        self._filler.lease(holder, held)
+        self._filler.books.lease(holder, held)
         if kind == "leases":
             self._filler.quota.reconciled(holder)
         return {"type": "ok"}

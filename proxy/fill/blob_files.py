@@ -7,32 +7,26 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from blake3 import blake3
-
 from headstart.content.digest import Digest
-from headstart.store.extent_map import (
-    STATE_HASHED,
-    STATE_UNCHECKED,
-    BlobMap,
-    MapDamaged,
-)
-from headstart.store.geometry import MIB, UNIT_SIZE, Geometry
+from headstart.store.extent_map import BlobMap
+from headstart.store.geometry import UNIT_SIZE, Geometry
 from headstart.store.layout import Layout
+from headstart.store.map_file import MapDamaged
+from proxy.fill.extent_files import ExtentFiles
 from proxy.fill.stripe_files import (
     StripeRow,
     create_stripe,
     distrust,
     map_path,
     open_stripe,
+    raise_shortage,
     stored_geometry,
     unlink,
 )
 from proxy.fill.system_calls import reserve_space
 
-READ_BACK_SIZE = MIB
 
-
-class BlobFiles:
+class BlobFiles(ExtentFiles):
     """All stripes of one blob. Writes of different ranges may come from different threads."""
 
     def __init__(
@@ -42,12 +36,10 @@ class BlobFiles:
         self.paths = paths
         self.maps = [map_path(path) for path in paths]
         self.map = blob_map
-        self.geometry = blob_map.geometry
-        self._descriptors = descriptors
+        super().__init__(blob_map.geometry, descriptors)
         self._lock = threading.Lock()
         self._lost = lost
         self._reserved = set(self._begun())
-        self._closed = False
 
     @classmethod
     def create(
@@ -79,7 +71,8 @@ class BlobFiles:
         """Open what is here, or None. What cannot be believed is unchecked or a miss afterwards.
 
         A stripe whose file or map is lost or damaged starts empty: its extents are misses. One on
-        which nothing can be opened is left out, and its extents stay misses.
+        which nothing can be opened is left out, and its extents stay misses. Raises OSError for
+        want of memory or descriptors, which says nothing about the blob.
         """
         geometry = stored_geometry(layout, digest)
         if geometry is None:
@@ -89,9 +82,14 @@ class BlobFiles:
             for number, path in enumerate(layout.blob_paths(digest, geometry.stripes)):
                 row.add(number, path, open_stripe)
             return cls(row.paths, row.descriptors, BlobMap(row.maps), frozenset(row.lost))
-        except (OSError, MapDamaged):
+        except (OSError, MapDamaged) as error:
             row.close()
+            raise_shortage(error)
             return None
+
+    def published(self) -> BlobMap:
+        """The map."""
+        return self.map
 
     # --- writing ---
 
@@ -161,57 +159,21 @@ class BlobFiles:
                 whole.append(extent)
         return whole
 
-    def set_blake3(self, extent: int, digest: bytes) -> None:
-        """Record the digest of a whole extent."""
-        stripe, record = self.map.locate(extent)
-        stripe.set_blake3(record, digest)
+    # --- belief ---
 
-    # --- reading back ---
-
-    def read_into(self, offset: int, target: memoryview) -> int:
-        """Read into ``target``; how many bytes, fewer only at the end of a file run."""
-        stripe, file_offset = self.geometry.place(offset)
-        within = self.geometry.extent_size - offset % self.geometry.extent_size
-        return os.preadv(self._descriptors[stripe], [target[:within]], file_offset)
-
-    def blake3_of(self, extent: int) -> bytes:
-        """The digest of an extent's bytes as they are on disk now."""
-        hasher = blake3()
-        buffer = memoryview(bytearray(READ_BACK_SIZE))
-        position = extent * self.geometry.extent_size
-        stop = position + self.geometry.extent_length(extent)
-        while position < stop:
-            count = self.read_into(position, buffer[: min(READ_BACK_SIZE, stop - position)])
-            if count == 0:
-                break
-            hasher.update(buffer[:count])
-            position += count
-        return hasher.digest()
-
-    def unchecked(self, extent: int) -> bool:
-        """Whether the extent must match its BLAKE3 before it is believed."""
-        stripe, record = self.map.locate(extent)
-        return bool(stripe.state(record) & STATE_UNCHECKED)
-
-    def check(self, extent: int) -> bool:
+    def check_extent(self, extent: int) -> bool:
         """Hold an unchecked extent against its BLAKE3; a mismatch makes it a miss."""
-        stripe, record = self.map.locate(extent)
-        try:
-            right = self.blake3_of(extent) == stripe.blake3(record)
-        except OSError:
-            right = False
-        if right:
-            stripe.set_state(record, STATE_HASHED)
-        else:
-            stripe.clear(record)
+        right = super().check_extent(extent)
+        if not right:
             with self._lock:
                 self._reserved.discard(extent)
         return right
 
     def distrust(self) -> None:
         """Make every extent unchecked, or a miss without a BLAKE3 to be checked against."""
-        for stripe_map in self.map.stripes:
-            distrust(stripe_map)
+        with self._lock:  # a watermark that a thread moves meanwhile must not come back
+            for stripe_map in self.map.stripes:
+                distrust(stripe_map)
 
     # --- the whole blob ---
 
@@ -226,11 +188,6 @@ class BlobFiles:
             os.fsync(descriptor)
         for stripe_map in self.map.stripes:
             stripe_map.sync()
-
-    def _record_times(self) -> None:
-        for descriptor, stripe_map in zip(self._descriptors, self.map.stripes, strict=True):
-            status = os.fstat(descriptor)
-            stripe_map.record(status.st_size, status.st_ctime_ns)
 
     def intact(self) -> bool:
         """Whether the files look as this process left them: size, links, ctime of a whole blob."""
@@ -254,11 +211,6 @@ class BlobFiles:
                 total += os.fstat(descriptor).st_blocks * 512
         return total
 
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """The open files, by stripe."""
-        return tuple(self._descriptors)
-
     def descriptor(self, stripe: int) -> int:
         """The open file of one stripe, for pacing its writes."""
         return self._descriptors[stripe]
@@ -268,14 +220,11 @@ class BlobFiles:
         unlink([*self.maps, *self.paths])
 
     def close(self) -> None:
-        """Close files and maps."""
-        if not self._closed:
-            self._closed = True
-            for descriptor in self._descriptors:
-                os.close(descriptor)
-            self.map.close()
-            for stripe in self._lost:
-                unlink([self.paths[stripe], self.maps[stripe]])
+        """Close files and maps; what stood in for a lost stripe is removed."""
+        super().close()
+        self.map.close()
+        for stripe in self._lost:
+            unlink([self.paths[stripe], self.maps[stripe]])
 
 
 def _unit_mask(first: int, reached: int, length: int) -> int:

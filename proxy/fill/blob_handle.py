@@ -4,11 +4,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from headstart.store.errors import FillFailed
-from headstart.store.geometry import UNIT_SIZE
 from headstart.store.wire import Message
 from proxy.fill.fill import Fill
 from proxy.fill.filler import Filler
 from proxy.fill.parties import BlobSource, Want
+from proxy.fill.reach import Reach
 
 Settle = Callable[[FillFailed | None], None]
 
@@ -50,8 +50,8 @@ class BlobHandle:
         self.hints: list[Want] = []
         self._talk = talk
         self._told_verified = fill.verified
-        self._read_stop = -1
-        self._reach = 0
+        settings = talk.filler.settings
+        self._reach = Reach(settings.on_demand_size, settings.request_size)
 
     # --- what the fill tells its listeners ---
 
@@ -96,14 +96,11 @@ class BlobHandle:
         settle: Settle,
     ) -> None:
         """The client waits for bytes; ``bulk`` None leaves it to their number."""
-        settings = self._talk.filler.settings
         if bulk is None:
-            bulk = length >= settings.request_size
+            bulk = length >= self._talk.filler.settings.request_size
         want = Want(offset, offset + length, priority, bulk, order, settle)
         if not bulk:
-            want.reach = self._reach_of(
-                offset, length, settings.on_demand_size, settings.request_size
-            )
+            want.reach = max(0, self._reach.of(offset, offset + length) - length)
         self.wants[number] = want
         self.fill.add_want(want)
         self.drop_first()
@@ -121,13 +118,6 @@ class BlobHandle:
     def missing(self, number: int) -> str:
         """In words, which bytes of a want have not come."""
         return f"{self.fill.digest}: bytes from {self.wants[number].reached} on"
-
-    def _reach_of(self, offset: int, length: int, least: int, most: int) -> int:
-        """Bytes to fetch beyond an on-demand read: doubles while reads are sequential."""
-        sequential = 0 <= self._read_stop <= offset < self._read_stop + UNIT_SIZE
-        self._reach = min(max(self._reach, least) * 2, most) if sequential else least
-        self._read_stop = offset + length
-        return max(0, self._reach - length)
 
     def drop_first(self) -> None:
         """The client says itself what it wants by now."""

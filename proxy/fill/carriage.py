@@ -295,6 +295,7 @@ class Carriage:
 
     async def _settle_size(self, fill: Fill, source: BlobSource, failure: FillFailed) -> None:
         """Answers keep giving another size than the first did: the registry's HEAD decides."""
+        size = fill.size  # what nobody contradicts
         try:
             size = await self.client.head_blob(source.repository, fill.digest, source.authorization)
         except RegistryError as error:

@@ -253,7 +253,7 @@ class Conversation:
     async def _ask_size(self, handle: BlobHandle) -> None:
         fill = handle.fill
         try:
-            size = await self.filler.ask_size(fill, handle.source)
+            size = await self.filler.prove(fill, handle.source)
             if handle.number not in self._handles:
                 return
             if fill.size is None:
@@ -365,7 +365,7 @@ class Conversation:
             case "unfollow":
                 handle.following = False
             case "touch":
-                self.filler.touch(handle.fill)
+                self.filler.books.touch(handle.fill)
             case "suspect":
                 self.filler.suspect(handle.fill)
             case _:

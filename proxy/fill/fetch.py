@@ -89,6 +89,10 @@ class Fetch:
         """Bytes that no one has written yet."""
         return max(0, self.stop - self.reserved)
 
+    def brings(self, start: int, stop: int | None) -> bool:
+        """Whether any of these bytes, to the end for None, are still to come by it."""
+        return start < self.stop and (stop is None or self.committed < stop)
+
     def begin_request(self) -> None:
         """A request is about to be made: the clock of its first byte starts anew."""
         self.first_byte = self.request_sent = None

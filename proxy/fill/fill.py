@@ -47,7 +47,8 @@ class Fill:
         """``files`` are what the store has already; ``size_hint`` is what a manifest says.
 
         Who checks the bytes itself as it reads them wants them not ``digested`` here; who holds
-        them in memory wants ranges of at most ``largest_range`` bytes.
+        them in memory wants ranges of at most ``largest_range`` bytes, and no whole answer that
+        is longer.
         """
         self.digest = digest
         self.files = files
@@ -78,6 +79,8 @@ class Fill:
         self.no_length = False
         self.etag_ignored = False
         self.evicted = False
+        self.outgrown: Callable[[], None] = lambda: None
+        """Called, on the loop, when more has to come at once than ``largest_range`` bytes."""
         self.openings = 0
         """Opens that wait for an answer about this fill, which must not be closed meanwhile."""
         self.vouched: set[str] = set()
@@ -169,7 +172,7 @@ class Fill:
                 self.around.pump()
 
         self._checking += 1
-        self.around.in_thread(lambda: files.check(extent), checked)
+        self.around.in_thread(lambda: files.check_extent(extent), checked)
 
     # --- wants ---
 
@@ -251,8 +254,10 @@ class Fill:
         stop = want.stop if want.stop is not None else self.table.geometry.size
         if want.bulk:
             return self.table.next_missing(want.offset, stop, request_size)
-        stop = min(stop + want.reach, self.table.geometry.size)
-        return self.table.next_missing(want.offset, stop, max(request_size, 1 << 62))
+        reach = min(stop + want.reach, self.table.geometry.size)
+        bounds = self.table.next_missing(want.offset, reach, max(request_size, 1 << 62))
+        # What lies only in its reach nobody waits for: the stream brings that.
+        return bounds if bounds is not None and bounds[0] < stop else None
 
     def free_for(self, want: Want) -> None:
         """Take what a read waits for from the bulk range that would come to it late only."""

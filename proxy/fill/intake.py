@@ -64,6 +64,9 @@ class Intake:
                 fetch.start, length
             ):
                 return Outcome(Ending.CUT, "another connection has brought it meanwhile")
+            if fill.largest_range is not None and known > fill.largest_range:
+                fill.on_loop(fill.outgrown)
+                return Outcome(Ending.CUT, "what is held in memory is taken in ranges only")
             if fill.files is None:
                 refused = self._create(known)
                 if refused is not None:

@@ -167,12 +167,17 @@ class Pool:
 
     @staticmethod
     def _victim(want: Want, fill: Fill, holding: list[Fetch]) -> Fetch | None:
-        """The bulk range that gives way to a read that somebody waits on; None if none may."""
+        """The bulk range that gives way to a read that somebody waits on; None if none may.
+
+        Never one that brings bytes of that read.
+        """
         if want.bulk and any(fetch.fill is fill for fetch in holding):
             return None
         victims: list[tuple[int, int, Fetch]] = []
         for fetch in holding:
             if not fetch.bulk or fetch.stream:
+                continue
+            if fetch.fill is fill and fetch.brings(want.offset, want.stop):
                 continue
             priority = fetch.fill.priority_of(fetch)
             urgency = priority if priority is not None else len(PRIORITIES)

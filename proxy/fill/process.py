@@ -32,7 +32,8 @@ from proxy.child import die_with_parent, launcher_process_id
 from proxy.fill.answers import StoreAnswers
 from proxy.fill.conversation import Conversation
 from proxy.fill.filler import Filler, FillSettings
-from proxy.fill.layers.layers import Layers, LayerSettings
+from proxy.fill.layers.layers import Layers
+from proxy.fill.layers.settings import LayerSettings
 from proxy.fill.layers.stored_layers import sweep
 from proxy.fill.pool import START_CONNECTIONS
 from proxy.fill.quota import Quota, water_marks
@@ -75,7 +76,7 @@ async def _serve(configuration: Configuration, layout: Layout, index: Index) -> 
     upstreams = configuration.upstreams()
     clients = {host: RegistryClient(upstream) for host, upstream in upstreams.items()}
     filler, layers = _filler(configuration, layout, index, clients)
-    await filler.restore_leases()
+    await filler.books.restore_leases()
     answers, boot = StoreAnswers(filler, layers), boot_id().hex()
     talks: set[asyncio.Task[None]] = set()
 

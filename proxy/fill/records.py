@@ -14,9 +14,11 @@ from pathlib import Path
 
 from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
-from headstart.store.extent_map import FLAG_VERIFIED, MapDamaged, StripeMap
+from headstart.store.extent_map import FLAG_VERIFIED, StripeMap
 from headstart.store.index import Index, type_json
 from headstart.store.layout import Layout
+from headstart.store.map_file import MapDamaged
+from proxy.fill.layers.stored_layers import stored_layers
 from proxy.fill.quota import Quota
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,8 @@ class BlobRecords:
         logger.info("cache: %d blobs, %d bytes", count, quota.total)
         if self.fresh:
             self._index.put(ACCOUNT, "complete", {})
-            if count == 0:
+            if count == 0 and next(stored_layers(self._layout), None) is None:
+                # Nothing is here that a holder could have leased.
                 quota.expect(())
 
     def _from_index(self) -> Iterator[tuple[Digest, BlobRecord]]:

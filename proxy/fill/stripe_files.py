@@ -13,15 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from headstart.content.digest import Digest
-from headstart.store.extent_map import (
-    STATE_HASHED,
-    STATE_UNCHECKED,
-    MapDamaged,
-    StripeMap,
-    boot_id,
-)
+from headstart.store.extent_map import StripeMap
 from headstart.store.geometry import UNIT_SIZE, Geometry
 from headstart.store.layout import STAMP, STAND_INS, Layout
+from headstart.store.map_file import MapDamaged, boot_id
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +44,8 @@ class StripeRow:
             # Without its stamp this is not the stripe but, say, the directory below its mount.
             (self._layout.stripes[number] / STAMP).stat()
             descriptor, stripe_map = opener(path, self._geometry, number)
-        except OSError:
+        except OSError as error:
+            raise_shortage(error)
             if not self._stand_in or len(self.lost) == self._geometry.stripes - 1:
                 raise
             path, descriptor, stripe_map = self._stand_in_for(path, number)
@@ -132,7 +128,7 @@ def stored_geometry(layout: Layout, digest: Digest) -> Geometry | None:
         try:
             stripe_map = StripeMap(map_path(path), writable=False)
         except (OSError, MapDamaged) as error:
-            _raise_shortage(error)
+            raise_shortage(error)
             continue
         geometry = Geometry(stripe_map.size, stripe_map.extent_size, stripe_map.stripes)
         stripe_map.close()
@@ -146,7 +142,7 @@ def _open_map(path: Path, geometry: Geometry, number: int) -> StripeMap:
     try:
         stripe_map = StripeMap(map_path(path), writable=True)
     except (OSError, MapDamaged) as error:
-        _raise_shortage(error)
+        raise_shortage(error)
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         return StripeMap.create(map_path(path), geometry, number)
     found = (stripe_map.size, stripe_map.extent_size, stripe_map.stripes, stripe_map.stripe)
@@ -181,10 +177,7 @@ def distrust(stripe_map: StripeMap) -> None:
     """Make every extent unchecked, or a miss when it has no BLAKE3 to be checked against."""
     stripe_map.set_flags(0)
     for record in range(stripe_map.records):
-        if stripe_map.state(record) & STATE_HASHED:
-            stripe_map.set_state(record, STATE_HASHED | STATE_UNCHECKED)
-        else:
-            stripe_map.clear(record)
+        stripe_map.distrust(record)
 
 
 def unlink(paths: Iterable[Path]) -> None:
@@ -195,7 +188,7 @@ def unlink(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _raise_shortage(error: Exception) -> None:
+def raise_shortage(error: Exception) -> None:
     """Raise what says nothing about the file: a whole blob must not be taken for an absent one."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from headstart.store.extent_map import STATE_UNCHECKED, BlobMap
+from headstart.store.extent_map import BlobMap
 from headstart.store.geometry import UNIT_SIZE, Geometry
 
 
@@ -23,8 +23,7 @@ class UnitTable:
         """Take over what the map says; the extents that are unchecked are claimed and returned."""
         unchecked: list[int] = []
         for extent in range(self.geometry.extents):
-            stripe, record = blob_map.locate(extent)
-            if stripe.state(record) & STATE_UNCHECKED:
+            if blob_map.unchecked(extent):
                 self._claimed[extent] = self._full[extent]
                 unchecked.append(extent)
                 continue

@@ -56,7 +56,7 @@ def check_all(files: BlobFiles) -> list[int]:
     """Check what is unchecked; the extents that are here afterwards, which must read right."""
     for extent in EXTENTS:
         if files.unchecked(extent):
-            files.check(extent)
+            files.check_extent(extent)
     reader = reader_of(files)
     here = [extent for extent in EXTENTS if files.map.whole(extent)]
     for extent in EXTENTS:
@@ -417,7 +417,7 @@ def test_an_unreadable_extent_is_a_miss(layout: Layout, monkeypatch: pytest.Monk
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(files, "read_into", broken)
-    assert not files.check(2)
+    assert not files.check_extent(2)
     assert not files.map.whole(2)
     assert stripe.state(record) & STATE_HASHED == 0
     files.close()

@@ -219,6 +219,32 @@ def test_nothing_is_cut_for_bytes_that_are_on_their_way_already(upstreams: Upstr
     assert all(fetch.cut_reason is None for fetch in running)
 
 
+def test_nothing_is_cut_for_what_a_read_may_reach_beyond_its_own_bytes(
+    upstreams: Upstreams,
+) -> None:
+    """The bytes that the reader waits for are on the very connection that would be cut."""
+    fill = upstreams.fill()
+    upstreams.want(fill)
+    running = upstreams.take_all()
+    upstreams.want(fill, 0, 10, bulk=False, reach=5 * REQUEST_SIZE)
+    assert upstreams.take_all() == []
+    assert all(fetch.cut_reason is None for fetch in running)
+
+
+def test_a_read_does_not_cut_what_brings_its_first_bytes(loop: asyncio.AbstractEventLoop) -> None:
+    upstreams = Upstreams(loop, max_connections=1, reissue=False)
+    fill = upstreams.fill()
+    upstreams.want(fill)
+    running = upstreams.take_all()[0]
+    upstreams.bring(running, REQUEST_SIZE - UNIT_SIZE)
+    upstreams.want(fill, REQUEST_SIZE - 1, REQUEST_SIZE + UNIT_SIZE, bulk=False)
+    assert upstreams.take_all() == []
+    assert running.cut_reason is None
+    upstreams.bring(running, REQUEST_SIZE)
+    upstreams.finish(running)
+    assert bounds(upstreams.take_all()) == [(REQUEST_SIZE, REQUEST_SIZE + UNIT_SIZE)]
+
+
 def test_a_stream_is_never_cut_for_a_read(loop: asyncio.AbstractEventLoop) -> None:
     upstreams = Upstreams(loop, max_connections=1)
     upstreams.want(upstreams.fill(), priority="background")

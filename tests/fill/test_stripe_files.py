@@ -3,12 +3,14 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from headstart.content.digest import Digest
 from headstart.store.cached_blob import CachedBlob
+from headstart.store.extent_map import StripeMap
 from headstart.store.geometry import UNIT_SIZE
 from headstart.store.layout import STAMP, STAND_INS, Layout
 from proxy.fill.blob_files import BlobFiles
@@ -147,9 +149,37 @@ def test_distrusted_extents_are_checked_before_they_are_believed(layout: Layout)
     files.distrust()
     assert all(files.unchecked(extent) for extent in range(4))
     assert not files.map.available(0)
-    assert files.check(0)
+    assert files.check_extent(0)
     files.write(EXTENT, memoryview(b"wrong"))
-    assert not files.check(1)
+    assert not files.check_extent(1)
     assert files.map.available(0) == EXTENT
     assert not files.reserved(1)
+    files.close()
+
+
+def test_a_watermark_that_moves_while_its_extent_is_distrusted_does_not_come_back(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = BlobFiles.create(layout, DIGEST, SIZE, EXTENT)
+    files.write(0, memoryview(PAYLOAD[:2000]))
+    files.publish(0, 1000, 0)
+    set_progress, reached, release = StripeMap.set_progress, threading.Event(), threading.Event()
+
+    def slow(stripe: StripeMap, record: int, watermark: int, bits: int) -> None:
+        if watermark:
+            reached.set()
+            assert release.wait(20)
+        set_progress(stripe, record, watermark, bits)
+
+    monkeypatch.setattr(StripeMap, "set_progress", slow)
+    writer = threading.Thread(target=files.publish, args=(0, 2000, 1000))
+    writer.start()
+    assert reached.wait(20)
+    doubter = threading.Thread(target=files.distrust)
+    doubter.start()
+    doubter.join(0.2)  # it cannot end before the writer does
+    release.set()
+    writer.join()
+    doubter.join()
+    assert files.map.available(0) == 0
     files.close()

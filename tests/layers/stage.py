@@ -45,6 +45,18 @@ class Stage:
         """Files of blobs or of layer images in the cache."""
         return sorted(path for path in (self.cache / name).rglob("*") if path.is_file())
 
+    def staged(self) -> list[int]:
+        """What the filler holds of each blob in memory, in bytes."""
+        found = []
+        filler = self.mirror.process_id("proxy.fill.process")
+        for descriptor in os.scandir(f"/proc/{filler}/fd"):
+            try:
+                if os.readlink(descriptor.path).startswith("/memfd:headstart-"):
+                    found.append(os.stat(descriptor.path).st_blocks * 512)
+            except OSError:
+                continue
+        return found
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[FillClient]:
         """A client of the filler, as the mount is one."""

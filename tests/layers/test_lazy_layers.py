@@ -1,8 +1,10 @@
 """eStargz and zstd:chunked layers can be mounted once their TOC is here; reads bring the rest."""
 
+import math
 import os
 import random
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -10,11 +12,13 @@ import anyio.to_thread
 import pytest
 
 from headstart.store.errors import FillFailed
+from headstart.store.fill_client import FillClient
 from headstart.store.open_layer import OpenLayer
 from tests.content.estargz.writer import Form
-from tests.doubles.scripted_upstream import Rule
+from tests.doubles.scripted_upstream import RecordedRequest, Rule
 from tests.layers.images import MadeLayer, ServedImage, estargz, serve, tar_of, tree
 from tests.layers.stage import Stage, contents, tree_of
+from tests.warm.situation import until
 
 pytestmark = pytest.mark.anyio
 PATIENCE = 60.0
@@ -150,15 +154,97 @@ async def test_f51_a_wrong_digest_fails_that_layer_with_its_reason_and_is_rememb
     own_stage.seen(image)
     with anyio.fail_after(PATIENCE):
         async with own_stage.client() as client:
-            async with own_stage.opened(client, image.chains[0]) as (_, layer):
-                layer.raise_priority("mount")
-                with pytest.raises(FillFailed) as refused:
+            # It may be known by the time that it is opened, or only afterwards.
+            with pytest.raises(FillFailed) as refused:
+                async with own_stage.opened(client, image.chains[0]) as (_, layer):
+                    layer.raise_priority("mount")
                     await layer.wait_complete()
-                assert refused.value.code == "digest"
+            assert refused.value.code == "digest"
             with pytest.raises(FillFailed) as again:
                 await client.chain(image.chains[0])
             assert again.value.code == "refused"
-    assert not own_stage.files_below("layers")
+        # Once no thread works on it.
+        await until(lambda: not own_stage.files_below("layers"))
+
+
+@dataclass(frozen=True, slots=True)
+class Flipped:
+    """A layer, and a byte of it that is damaged on the way."""
+
+    image: ServedImage
+    where: int
+    files: dict[str, bytes]
+
+
+def flipped(stage: Stage, what: str, *, form: str = "gzip", times: int = 1) -> Flipped:
+    """A bit of the layer's TOC or of a chunk is turned over in the first answers that have it."""
+    chance = random.Random(f"{what} {form}")
+    files = {"bin/first": b"#!", "weights": chance.randbytes(6 * MIB), "z": chance.randbytes(MIB)}
+    made = estargz(tar_of(files), FORMS[form])
+    where = len(made.blob) // 2 if what == "chunk" else len(made.blob) - 300
+    image = serve(stage.upstream, [made])
+    stage.seen(image)
+
+    def has_it(request: RecordedRequest) -> bool:
+        first, last = request.range or (0, None)
+        return (first or 0) <= where and (last is None or where <= last)
+
+    rule = Rule(path=str(made.digest), when=has_it, flip=where, times=times)
+    stage.upstream.add_rule(rule)
+    return Flipped(image, where, files)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("what", ["chunk", "toc"])
+async def test_one_bit_that_the_network_turned_over_does_not_condemn_a_layer(
+    stage: Stage, tmp_path: Path, what: str, form: str
+) -> None:
+    found = flipped(stage, what, form=form)
+    made = found.image.layers[0]
+    with anyio.fail_after(PATIENCE):
+        async with (
+            stage.client() as client,
+            stage.opened(client, found.image.chains[0]) as (_, layer),
+        ):
+            layer.raise_priority("mount")
+            await layer.wait_mountable()
+            await layer.wait(0, layer.size)
+            await layer.wait_complete()
+            with tree_of(layer, tmp_path / "root") as root:
+                shown(made, root, found.files)
+    # The piece that was wrong came once more, and no more than that.
+    assert stage.fetched(made.digest) <= len(made.blob) + 3 * MIB
+    await until(lambda: not stage.staged())
+
+
+async def test_a_wrong_member_that_memory_cannot_hold_fails_this_try_and_not_the_next(
+    own_stage: Stage, tmp_path: Path
+) -> None:
+    files = {name: random.Random(name).randbytes(20 * MIB) for name in ("first", "second")}
+    files["third"] = b"third"
+    made = estargz(tar_of(files), Form(chunk_size=20 * MIB))
+    image = serve(own_stage.upstream, [made])
+    own_stage.seen(image)
+
+    def is_of_the_second(request: RecordedRequest) -> bool:
+        return 20 * MIB < ((request.range or (0, 0))[0] or 0) < 40 * MIB
+
+    # While it does not come the blob is not whole, and its own digest says nothing.
+    never = Rule(path=str(made.digest), when=is_of_the_second, delay=math.inf)
+    own_stage.upstream.add_rule(never)
+    own_stage.upstream.add_rule(Rule(path=str(made.digest), flip=10 * MIB))
+    with anyio.fail_after(PATIENCE):
+        async with own_stage.client() as client:
+            async with own_stage.opened(client, image.chains[0]) as (_, layer):
+                with pytest.raises(FillFailed) as failed:
+                    await layer.wait(0, 4096)
+                assert failed.value.code == "upstream"
+            own_stage.upstream.clear_rules()
+            async with own_stage.opened(client, image.chains[0]) as (_, layer):
+                layer.raise_priority("mount")
+                await layer.wait_complete()
+                with tree_of(layer, tmp_path / "root") as root:
+                    shown(made, root, files)
 
 
 async def test_a_toc_under_another_images_chain_id_is_quarantined_when_it_is_whole(
@@ -206,3 +292,53 @@ def record_states(layer: OpenLayer, states: list[str]) -> None:
     """Collect what a layer goes through."""
     states.append(layer.state)
     layer.on_change = lambda: states.append(layer.state)
+
+
+async def test_half_a_layer_image_is_counted_and_can_be_evicted_after_a_restart(
+    own_stage: Stage, tmp_path: Path
+) -> None:
+    image, weights = slow_image(own_stage, 4 * MIB)
+    key = f"layer:{image.layers[0].digest}"
+    with anyio.fail_after(PATIENCE):
+        async with (
+            own_stage.client() as client,
+            own_stage.opened(client, image.chains[0]) as (_, layer),
+        ):
+            await layer.wait_mountable()
+            await layer.wait(0, 3 * MIB)
+            os.kill(own_stage.mirror.process_id("proxy.fill.process"), signal.SIGKILL)
+        await anyio.to_thread.run_sync(own_stage.mirror.stop)
+        await anyio.to_thread.run_sync(own_stage.mirror.start)
+        taken = sum(path.stat().st_blocks * 512 for path in own_stage.files_below("layers"))
+        assert taken >= 3 * MIB
+        async with own_stage.client() as client:
+            mine = await listed_soon(client, key)
+            assert (mine["allocated"], mine["verified"]) == (taken, False)
+            await client.call({"type": "evict", "digest": key})
+            assert await listed(client, key) is None
+            assert not own_stage.files_below("layers")
+            own_stage.upstream.clear_rules()
+            async with own_stage.opened(client, image.chains[0]) as (_, layer):
+                layer.raise_priority("mount")
+                await layer.wait_complete()
+                assert (await listed_soon(client, key))["verified"]
+                with tree_of(layer, tmp_path / "root") as root:
+                    shown(image.layers[0], root, {"weights": weights})
+
+
+async def listed(client: FillClient, key: str) -> dict[str, object] | None:
+    """What the filler's account says of an object."""
+    answer = await client.call({"type": "cache"})
+    objects = answer["objects"]
+    assert isinstance(objects, list)
+    return next((entry for entry in objects if entry["digest"] == key), None)
+
+
+async def listed_soon(client: FillClient, key: str) -> dict[str, object]:
+    """A start enters what is on disk after a moment."""
+    for _ in range(2000):
+        found = await listed(client, key)
+        if found is not None:
+            return found
+        await anyio.sleep(0.01)
+    raise AssertionError(f"{key} is not listed")

@@ -22,7 +22,6 @@ from tests.layers.stage import Stage, contents, running_stage, tree_of
 
 pytestmark = pytest.mark.anyio
 PATIENCE = 60.0
-WINDOW = 96 << 20
 
 
 @pytest.fixture
@@ -235,39 +234,6 @@ async def test_an_upstream_without_the_blob_fails_the_layer_with_its_reason(stag
         async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
             layer.raise_priority("mount")
             await layer.wait_complete()
-
-
-async def test_bytes_held_for_a_layer_stay_within_the_window(own_stage: Stage) -> None:
-    blob = plain(tar_of({"weights": random.Random(10).randbytes(160 << 20)}))
-    image = serve(own_stage.upstream, [blob])
-    own_stage.seen(image)
-    filler = own_stage.mirror.process_id("proxy.fill.process")
-    held = 0
-    with anyio.fail_after(2 * PATIENCE):
-        async with (
-            own_stage.client() as client,
-            own_stage.opened(client, image.chains[0]) as (_, layer),
-        ):
-            layer.raise_priority("mount")
-            while layer.state != "complete":
-                held = max(held, staged_bytes(filler))
-                await anyio.sleep(0.02)
-                if layer.failure is not None:
-                    raise layer.failure
-    assert 0 < held <= WINDOW + (16 << 20), f"{held >> 20} MiB were held"
-    assert own_stage.fetched(blob.digest) == len(blob.blob)
-
-
-def staged_bytes(pid: int) -> int:
-    """Bytes of anonymous files that a process has open."""
-    total = 0
-    for descriptor in os.scandir(f"/proc/{pid}/fd"):
-        try:
-            if os.readlink(descriptor.path).startswith("/memfd:headstart-"):
-                total += os.stat(descriptor.path).st_blocks * 512
-        except OSError:
-            continue
-    return total
 
 
 @pytest.mark.parametrize("keep", ["auto", "blob", "layer", "both"])

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.store.extent_map import STATE_HASHED, STATE_UNCHECKED, boot_id
 from headstart.store.geometry import EXTENT_SIZE, MIB, UNIT_SIZE, Geometry
 from headstart.store.layer_map import (
     BLOCK_SIZE,
@@ -22,8 +21,8 @@ from headstart.store.layer_map import (
     LayerStripeMap,
     MapDamaged,
     MetaRecord,
-    map_length,
 )
+from headstart.store.map_file import STATE_HASHED, STATE_UNCHECKED, boot_id
 from tests.store.stored_objects import open_descriptors
 
 THREE_STRIPES = Geometry(5 * MIB + 3 * BLOCK_SIZE, MIB, 3)
@@ -133,6 +132,23 @@ def test_clearing_an_extent_leaves_its_neighbours_alone() -> None:
         assert [reader.stripes[0].state(extent) for extent in range(3)] == [1, 0, 1]
 
 
+def test_what_is_cleared_is_not_believed_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with maps_of(Geometry(MIB, MIB, 1)) as (writer, reader):
+        stripe, record = writer.locate(0)
+        set_bytes(writer, 0, MIB)
+        stripe.set_state(record, STATE_HASHED | STATE_UNCHECKED)
+        seen: list[int] = []
+        set_state = LayerStripeMap.set_state
+
+        def watched(stripe: LayerStripeMap, record: int, state: int) -> None:
+            set_state(stripe, record, state)
+            seen.append(reader.available(0, MIB))
+
+        monkeypatch.setattr(LayerStripeMap, "set_state", watched)
+        stripe.clear(record)
+        assert seen == [0]
+
+
 def test_verified_needs_every_stripe_and_no_doubt() -> None:
     with maps_of(THREE_STRIPES) as (writer, reader):
 
@@ -170,6 +186,34 @@ def test_the_header_remembers_file_metadata_and_boot() -> None:
         assert reader.stripes[0].meta == MetaRecord(7, 8, b"m" * 32)
         assert reader.stripes[0].recorded == (0, 0)
         assert reader.geometry == THREE_STRIPES
+
+
+def test_the_format_on_disk_is_the_documented_one(tmp_path: Path) -> None:
+    """Read without the module, every byte of it: a changed layout needs another version."""
+    writer = created(tmp_path, THREE_STRIPES)
+    for number, stripe in enumerate(writer.stripes):
+        stripe.set_boot(bytes(range(16)))
+        stripe.record(77 + number, 88)
+    writer.stripes[0].record_meta(MetaRecord(99, 111, b"m" * 32))
+    writer.set_flag(FLAG_COMPLETE | FLAG_DOUBTED, True)
+    set_bytes(writer, 3 * MIB + BLOCK_SIZE, 3 * MIB + 11 * BLOCK_SIZE)
+    stripe, record = writer.locate(3)
+    stripe.set_blake3(record, bytes(range(32)))
+    stripe.set_state(record, STATE_HASHED | STATE_UNCHECKED)
+    stripe, record = writer.locate(4)
+    set_bytes(writer, 4 * MIB, 5 * MIB)
+    writer.close()
+    size, extent_size = THREE_STRIPES.size, THREE_STRIPES.extent_size
+    header = struct.Struct("<8s8Q16sQQ32s56x")
+    head = (b"HSLYRMAP", 1, 1 | 4, size, extent_size, 3)
+    first = header.pack(*head, 0, 77, 88, bytes(range(16)), 99, 111, b"m" * 32)
+    first += bytes(64 + 32)  # extent 0
+    first += struct.pack("<Q24x32s", 1 | 2, bytes(range(32))) + b"\xfe\x07" + bytes(30)
+    second = header.pack(*head, 1, 78, 88, bytes(range(16)), 0, 0, b"")
+    second += bytes(64 + 32)  # extent 1
+    second += bytes(64) + b"\xff" * 32
+    assert (tmp_path / "0.map").read_bytes() == first
+    assert (tmp_path / "1.map").read_bytes() == second
 
 
 def test_a_device_without_bytes_has_a_map(tmp_path: Path) -> None:
@@ -244,6 +288,7 @@ def test_a_map_that_the_disk_has_no_room_for_is_not_begun(
 @given(geometries())
 def test_a_map_file_has_room_for_every_block(geometry: Geometry) -> None:
     for stripe in range(geometry.stripes):
-        bits = (map_length(geometry, stripe) - 192 - 64 * geometry.stripe_extents(stripe)) * 8
+        length = LayerStripeMap.length(geometry, stripe)
+        bits = (length - 192 - 64 * geometry.stripe_extents(stripe)) * 8
         assert bits >= geometry.stripe_length(stripe) // BLOCK_SIZE
-        assert map_length(geometry, stripe) % 8 == 0
+        assert length % 8 == 0

@@ -89,6 +89,11 @@ class ChunkTable:
         """
         return len(self._starts)
 
+    @property
+    def stop(self) -> int:
+        """Where the last member ends."""
+        return self._stop
+
     def chunk(self, number: int) -> Chunk:
         """A chunk, and the member that it is in."""
         start, stop, _ = self.member(self.member_of(number))

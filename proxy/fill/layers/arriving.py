@@ -11,7 +11,6 @@ from headstart.store.errors import FillFailed
 from headstart.store.geometry import MIB
 from proxy.fill.fill import Fill
 from proxy.fill.layers.blob_reading import BlobReading
-from proxy.fill.layers.staging import StagedFiles
 from proxy.fill.parties import Want
 
 SMALLEST_RANGE = 4 * MIB
@@ -69,7 +68,6 @@ class ArrivingBlob(BlobReading):
         self._released = 0
         self._given_back = 0
         self._sliding = False
-        self._closed = False
 
     # --- on the filler's loop ---
 
@@ -85,13 +83,24 @@ class ArrivingBlob(BlobReading):
         if self._closed:
             return
         self._closed = True
-        self.fill.listeners.discard(self)
-        wants, self._wants = self._wants, []
-        for want in wants:
-            self.fill.drop_want(want)
+        self._leave(self.fill)
         if self._window is not None:
             self._window.leave(self)
         self.stop()
+
+    def _leave(self, fill: Fill) -> None:
+        super()._leave(fill)
+        wants, self._wants = self._wants, []
+        for want in wants:
+            fill.drop_want(want)
+
+    def _join(self) -> None:
+        # The files keep everything: nothing is bounded by memory any more.
+        if self._window is not None:
+            self._window.leave(self)
+            self._window = None
+        self._wanted = self._released
+        self.slide()
 
     def raise_priority(self, priority: int) -> None:
         """Somebody more urgent waits."""
@@ -129,13 +138,11 @@ class ArrivingBlob(BlobReading):
     def release(self, stop: int) -> None:
         """Bytes before ``stop`` are not read again."""
         self._released = max(self._released, stop)
-        files = self.fill.files
-        if isinstance(files, StagedFiles):
-            # A range that is on its way is written in pieces of a MiB: whole ones are given back.
-            border = stop if stop >= self.size else stop // MIB * MIB
-            if border > self._given_back:
-                files.give_back(self._given_back, border)
-                self._given_back = border
+        # A range that is on its way is written in pieces of a MiB: whole ones are given back.
+        border = stop if stop >= self.size else stop // MIB * MIB
+        if border > self._given_back:
+            self._give_back(self._given_back, border)
+            self._given_back = border
         if self._window is not None and not self._sliding:
             self._sliding = True
             self.fill.on_loop(self.slide)

@@ -6,24 +6,22 @@ import os
 from blake3 import blake3
 
 from headstart.content.digest import Digest
-from headstart.store.extent_map import STATE_HASHED, STATE_UNCHECKED, boot_id
-from headstart.store.geometry import MIB, Geometry
+from headstart.store.geometry import Geometry
 from headstart.store.layer_map import (
     FLAG_COMPLETE,
     FLAG_DOUBTED,
     FLAG_VERIFIED,
     LayerMap,
-    MapDamaged,
     MetaRecord,
 )
 from headstart.store.layout import Layout
+from headstart.store.map_file import MapDamaged, boot_id
+from proxy.fill.extent_files import ExtentFiles
 from proxy.fill.layers.stored_layers import remove_layer
 from proxy.fill.stripe_files import map_path
 
-READ_BACK_SIZE = MIB
 
-
-class KeptLayer:
+class KeptLayer(ExtentFiles):
     """All stripes of one layer image, open."""
 
     def __init__(
@@ -35,16 +33,14 @@ class KeptLayer:
         layer_map: LayerMap | None,
     ) -> None:
         """``layer_map`` is None while the size of the data device is not known."""
+        super().__init__(geometry, descriptors)
         self.layout = layout
         self.digest = digest
-        self.geometry = geometry
         self.paths = layout.layer_paths(digest, geometry.stripes)
         self.maps = [map_path(path) for path in self.paths]
         self.meta_path = layout.layer_meta_path(digest)
         self.frame_path = layout.layer_frame_path(digest)
         self.map = layer_map
-        self._descriptors = descriptors
-        self._closed = False
 
     @property
     def size(self) -> int:
@@ -72,45 +68,14 @@ class KeptLayer:
         """Whether the metadata is written."""
         return self.map is not None and self.map.stripes[0].meta.size > 0
 
-    def read_into(self, offset: int, target: memoryview) -> int:
-        """Read into ``target``; how many bytes, fewer only at an extent's end. Raises OSError."""
-        stripe, file_offset = self.geometry.place(offset)
-        within = self.geometry.extent_size - offset % self.geometry.extent_size
-        return os.preadv(self._descriptors[stripe], [target[:within]], file_offset)
-
-    def blake3_of(self, extent: int) -> bytes:
-        """The digest of an extent's bytes as they are on disk now. Raises OSError."""
-        hasher = blake3()
-        buffer = memoryview(bytearray(READ_BACK_SIZE))
-        position = extent * self.geometry.extent_size
-        stop = position + self.geometry.extent_length(extent)
-        while position < stop:
-            count = self.read_into(position, buffer[: min(READ_BACK_SIZE, stop - position)])
-            if count == 0:
-                break
-            hasher.update(buffer[:count])
-            position += count
-        return hasher.digest()
-
-    def unchecked(self, extent: int) -> bool:
-        """Whether the extent must match its BLAKE3 before it is believed."""
-        return self.published().unchecked(extent)
-
     def check_extent(self, extent: int) -> bool:
         """Hold an unchecked extent against its BLAKE3; False: the layer image is to be dropped.
 
         When the last one of a complete image is right, the image is as it was before.
         """
         layer_map = self.published()
-        stripe, record = layer_map.locate(extent)
-        try:
-            right = self.blake3_of(extent) == stripe.blake3(record)
-        except OSError:
-            right = False
-        if not right:
-            stripe.clear(record)
+        if not super().check_extent(extent):
             return False
-        stripe.set_state(record, STATE_HASHED)
         if layer_map.doubted and not any(map(self.unchecked, range(self.geometry.extents))):
             self._record_times()
             layer_map.set_flag(FLAG_DOUBTED, False)
@@ -159,11 +124,8 @@ class KeptLayer:
         layer_map.set_flag(FLAG_DOUBTED, layer_map.complete or layer_map.doubted)
         for extent in range(self.geometry.extents):
             stripe, record = layer_map.locate(extent)
-            if stripe.state(record) & STATE_HASHED:
-                stripe.set_state(record, STATE_HASHED | STATE_UNCHECKED)
-            else:
+            if not stripe.distrust(record):
                 layer_map.set_flag(FLAG_COMPLETE | FLAG_VERIFIED | FLAG_DOUBTED, False)
-                stripe.clear(record)
         if not self.geometry.extents:
             layer_map.set_flag(FLAG_DOUBTED, False)
 
@@ -211,11 +173,6 @@ class KeptLayer:
         for stripe_map in self.published().stripes:
             stripe_map.sync()
 
-    def _record_times(self) -> None:
-        for descriptor, stripe_map in zip(self._descriptors, self.published().stripes, strict=True):
-            status = os.fstat(descriptor)
-            stripe_map.record(status.st_size, status.st_ctime_ns)
-
     def allocated(self) -> int:
         """Bytes that all files take on disk."""
         total = 0
@@ -224,23 +181,15 @@ class KeptLayer:
                 total += os.stat(path).st_blocks * 512
         return total
 
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """The open files of the data device, by stripe."""
-        return tuple(self._descriptors)
-
     def unlink(self) -> None:
         """Remove all files; open readers finish."""
         remove_layer(self.layout, self.digest)
 
     def close(self) -> None:
         """Close files and maps."""
-        if not self._closed:
-            self._closed = True
-            for descriptor in self._descriptors:
-                os.close(descriptor)
-            if self.map is not None:
-                self.map.close()
+        super().close()
+        if self.map is not None:
+            self.map.close()
 
     def published(self) -> LayerMap:
         """The map. Raises ValueError while the size is not known."""

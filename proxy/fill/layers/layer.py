@@ -28,8 +28,8 @@ class LayerWant:
     stop: int | None
     priority: int
     settle: Callable[[FillFailed | None], None]
-    asked: bool = False
-    """Whether the maker has asked for its bytes."""
+    asked: int = 0
+    """Up to which of its bytes the maker has asked."""
 
 
 class LayerListener(Protocol):

@@ -15,13 +15,13 @@ from headstart.store.layer_map import (
     BLOCK_SIZE,
     LayerMap,
     LayerStripeMap,
-    MapDamaged,
     MetaRecord,
 )
 from headstart.store.layout import Layout
+from headstart.store.map_file import MapDamaged
 from proxy.fill.layers.kept_layer import KeptLayer
 from proxy.fill.layers.stored_layers import remove_layer, usable_stripes
-from proxy.fill.stripe_files import map_path
+from proxy.fill.stripe_files import map_path, raise_shortage
 from proxy.fill.system_calls import reserve_space
 
 RESERVE_STEP = 4 * MIB
@@ -117,16 +117,15 @@ class LayerFiles(KeptLayer):
 
         After another boot, or when a file has changed, extents are unchecked (see :meth:`check`),
         those without a BLAKE3 are misses. None too, with nothing removed, when a directory that has
-        part of it cannot be read.
+        part of it cannot be read. Raises OSError for want of memory or descriptors.
         """
         first = map_path(layout.layer_paths(digest, 1)[0])
         try:
             first_map = LayerStripeMap(first, writable=False)
             stripes = first_map.stripes
             first_map.close()
-        except FileNotFoundError:
-            return None
-        except OSError:
+        except OSError as error:
+            raise_shortage(error)
             return None
         except MapDamaged:
             remove_layer(layout, digest)
@@ -147,6 +146,7 @@ class LayerFiles(KeptLayer):
                 os.close(descriptor)
             if layer_map is not None:
                 layer_map.close()
+            raise_shortage(error)
             if isinstance(error, MapDamaged | FileNotFoundError):
                 remove_layer(layout, digest)
             return None
@@ -258,11 +258,6 @@ class LayerFiles(KeptLayer):
                         whole.append(extent)
             first = extent * blocks_per_extent + until
         return whole
-
-    def set_blake3(self, extent: int, digest: bytes) -> None:
-        """Record the digest of a whole extent."""
-        stripe, record = self.published().locate(extent)
-        stripe.set_blake3(record, digest)
 
     def write_meta(self, meta: bytes) -> None:
         """Write the metadata whole, under its name at once; only after this can it be mounted.

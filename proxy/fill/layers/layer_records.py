@@ -14,7 +14,7 @@ from headstart.store.index import Index, type_json
 from headstart.store.known_layer import KnownLayer
 from headstart.store.layout import Layout
 from headstart.store.object_key import LayerKey
-from proxy.fill.layers.stored_layers import remove_layer, stored_layers
+from proxy.fill.layers.stored_layers import remove_layer, stored_bytes, stored_layers
 from proxy.fill.quota import Quota
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class LayerRecord:
     """The upstreams that have delivered, or owned to, the blob."""
     implied: bool = False
     """Whether it cannot be mounted above other layers (:func:`.whole.refusal_of`)."""
+    whole: bool = False
+    """Whether it is complete and verified by its diff ID."""
 
     @classmethod
     def read(cls, stored: type_json) -> "LayerRecord | None":
@@ -54,6 +56,7 @@ class LayerRecord:
             stored.get("pinned") is True,
             [str(host) for host in vouched] if isinstance(vouched, list) else [],
             stored.get("implied") is True,
+            stored.get("whole") is True,
         )
 
     def written(self) -> type_json:
@@ -65,6 +68,7 @@ class LayerRecord:
             "pinned": self.pinned,
             "vouched": list(self.vouched),
             "implied": self.implied,
+            "whole": self.whole,
         }
 
 
@@ -117,5 +121,9 @@ class LayerRecords:
                 continue
             count += 1
             key = LayerKey(digest)
-            quota.account(key, record.allocated, record.used_at, pinned=record.pinned)
+            if not record.whole:
+                # A process that was killed has not told how much it had written.
+                record.allocated = stored_bytes(self._layout, digest)
+            if not quota.known(key):  # else it is open already, and counted as it grows
+                quota.account(key, record.allocated, record.used_at, pinned=record.pinned)
         logger.info("cache: %d layer images", count)

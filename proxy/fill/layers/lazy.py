@@ -5,7 +5,6 @@ waits for goes before it. Members are written by two threads as their bytes come
 diff ID is checked when all are here.
 """
 
-import heapq
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,28 +14,29 @@ from typing import Protocol
 
 from headstart.content.layer.errors import LayerRefused
 from headstart.store.errors import FillFailed
-from headstart.store.geometry import UNIT_SIZE
 from headstart.store.wire import PRIORITIES
 from proxy.fill.layers.arriving import Window
+from proxy.fill.layers.asking import WANT_SIZE, Asking
+from proxy.fill.layers.batch import Written, write_all
 from proxy.fill.layers.diff_id_check import DiffIdCheck
-from proxy.fill.layers.layer import Layer
+from proxy.fill.layers.layer import Layer, LayerWant
 from proxy.fill.layers.layer_files import LayerFiles
 from proxy.fill.layers.members import MemberWriter
 from proxy.fill.layers.planning import KeptReads, make_plan
 from proxy.fill.layers.scattered import ScatteredBlob
+from proxy.fill.layers.second_copies import SecondCopies
 from proxy.fill.layers.source import SourceFailed
 from proxy.fill.layers.whole import Workshop, failure_of, refusal_of
+from proxy.fill.reach import Reach
 
 logger = logging.getLogger(__name__)
 
 WRITERS = 2
 """Threads that inflate one layer: two bring 1.8-1.97 times what one does, on two cores."""
-BATCH_SIZE = 512 * 1024
-"""Compressed bytes for which a thread is given members at a time: layers of small files have one
-member each, and a turn of the loop for every file takes longer than to inflate it."""
+AGAIN_SECONDS = 1.0
+"""After which what could not be written is tried again."""
 PREFETCH = PRIORITIES.index("prefetch")
 MOUNT = PRIORITIES.index("mount")
-URGENT, STREAMED = 0, 1
 
 
 class LayerStore(Protocol):
@@ -47,15 +47,6 @@ class LayerStore(Protocol):
 
     def create(self, size: int) -> LayerFiles:
         """New files for a data device of ``size`` bytes. Raises OSError."""
-
-
-@dataclass(slots=True)
-class _Cell:
-    """Members whose bytes are on their way; those before ``next`` have come."""
-
-    next: int
-    stop: int
-    urgency: int
 
 
 class LazyMaker:
@@ -69,17 +60,17 @@ class LazyMaker:
         files: LayerFiles | None,
         store: LayerStore,
         window: Window,
-        on_demand_size: int,
-        request_size: int,
+        reach: Reach,
         workshop: Workshop,
         threads: ThreadPoolExecutor,
+        afresh: Callable[[], ScatteredBlob],
         mountable: Callable[[Layer], None],
         done: Callable[[Layer], None],
     ) -> None:
         """``files`` are what is here already.
 
-        ``mountable`` is called when the TOC is here, ``done`` once at the end, when no thread works
-        on the layer any more.
+        ``afresh`` makes a reading of the blob of which nothing is here yet. ``mountable`` is called
+        when the TOC is here, ``done`` once at the end, when no thread works on the layer any more.
         """
         self._layer = layer
         self._blob = blob
@@ -87,23 +78,17 @@ class LazyMaker:
         self._files = files
         self._store = store
         self._window = window
-        self._on_demand_size = on_demand_size
-        self._request_size = request_size
+        self._reach = reach
         self._workshop = workshop
         self._threads = threads
+        self._afresh = afresh
         self._mountable = mountable
         self._done = done
-        self._writer: MemberWriter | None = None
-        self._check: DiffIdCheck | None = None
-        self._cells: list[_Cell] = []
-        self._ready: list[tuple[int, int]] = []
-        self._queued: set[int] = set()
+        self._second: ScatteredBlob | None = None
+        """For the TOC, when the first one was wrong."""
+        self._making: _Making | None = None
         self._writing = 0
-        self._left = 0
-        self._low = 0
-        self._streamed = 0
-        self._asked_until = -1
-        self._reach = 0
+        self._check: DiffIdCheck | None = None
         self._running = 0
         self._ended = False
         self._told = False
@@ -114,7 +99,7 @@ class LazyMaker:
         """Ask for the TOC."""
         self._blob.on_arrival = self.collect
         self._blob.start()
-        self._run(self._make_plan, self._planned)
+        self._run(partial(self._make_plan, self._blob), self._planned)
         if self._layer.state == "planning":
             self._layer.enter("streaming")
 
@@ -129,6 +114,10 @@ class LazyMaker:
         self._ended = True
         self._window.leave(self)
         self._blob.close()
+        if self._second is not None:
+            self._second.stop()
+        if self._making is not None:
+            self._making.copies.stop()
         if failure is not None:
             self._layer.refuse(failure)
         self._tell_done()
@@ -137,8 +126,11 @@ class LazyMaker:
         """Once no thread works on it: its files may be closed now."""
         if self._ended and not self._running and not self._told:
             self._told = True
-            if self._writer is not None:
-                self._writer.close()
+            if self._second is not None:
+                self._second.close()
+            if self._making is not None:
+                self._making.copies.close()
+                self._making.writer.close()
             self._done(self._layer)
 
     def _run(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
@@ -159,16 +151,22 @@ class LazyMaker:
 
     # --- the TOC ---
 
-    def _make_plan(self) -> object:
-        known = self._layer.known
-        plan = make_plan(known, self._read, self._store.extent_size, self._store.stripes)
-        self._layer.implied = plan.toc.tree.implied is not None
-        refusal = refusal_of(known, plan.toc.tree.implied)
-        if refusal is not None:
-            raise refusal
+    def _make_plan(self, blob: ScatteredBlob) -> object:
+        known, store = self._layer.known, self._store
+        try:
+            plan = make_plan(known, partial(self._read, blob), store.extent_size, store.stripes)
+        except LayerRefused as refusal:
+            return _Doubted(refusal)
+        implied = plan.toc.tree.implied
+        self._layer.implied = implied is not None
+        unmountable = refusal_of(known, implied)
+        if unmountable is not None:
+            raise unmountable
         if self._files is not None:
             if self._files.size != plan.toc.device_size:
                 raise LayerRefused("its layer image was made for another TOC")
+            if blob is self._second:
+                self._kept.save()
             return MemberWriter(self._blob, plan.toc, self._files)
         files = self._store.create(plan.toc.device_size)
         try:
@@ -182,39 +180,60 @@ class LazyMaker:
         self._files = files
         return writer
 
-    def _read(self, start: int, stop: int) -> bytes:
+    def _read(self, blob: ScatteredBlob, start: int, stop: int) -> bytes:
         """Bytes of the blob, in the thread that plans."""
         known = self._kept.get(start, stop)
         if known is not None:
             return known
-        self._blob.fill.on_loop(
-            lambda: self._blob.ask(start, stop, min(self._layer.priority, MOUNT), bulk=False)
+        blob.fill.on_loop(
+            lambda: blob.ask(start, stop, min(self._layer.priority, MOUNT), bulk=False)
         )
         target = memoryview(bytearray(stop - start))
         filled = 0
         while filled < len(target):
-            filled += self._blob.read_into(start + filled, target[filled:])
+            filled += blob.read_into(start + filled, target[filled:])
         self._kept.put(start, stop, bytes(target))
         return bytes(target)
 
     def _planned(self, result: object) -> None:
+        if isinstance(result, _Doubted) and self._second is None:
+            # It may have been damaged on its way, or where it was kept.
+            logger.warning("layer: %s: again: %s", self._layer.known.digest, result.refusal)
+            self._kept.clear()
+            self._second = self._afresh()
+            self._run(partial(self._make_plan, self._second), self._planned)
+            return
+        if self._second is not None:
+            self._second.close()
+        self._kept.clear()
         if not isinstance(result, MemberWriter):
-            self._end(failure_of(self._layer, result))
+            refusal = result.refusal if isinstance(result, _Doubted) else result
+            self._end(failure_of(self._layer, refusal))
             return
-        self._writer = result
+        copies = SecondCopies(result.chunks, self._afresh, self.collect)
+        asking = Asking(result, self._blob, self._window, self._reach)
+        self._making = _Making(result, asking, copies)
         self._layer.files = self._files
-        if self._ended:
-            return
-        self._left = sum(1 for _ in self._writer.missing())
+        if not self._ended:
+            self._begin(result)
+
+    def _begin(self, writer: MemberWriter) -> None:
+        """The members can be brought."""
         self._window.join(self)
         self._blob.patient = True
+        # Footer and TOC are not read again; that of gzip is a member too.
+        self._blob.used(writer.chunks.stop, self._blob.size)
+        largest = self._blob.fill.largest_range
+        if largest is not None and writer.largest_member > largest:
+            # A member is written when all of it is here.
+            self._blob.fill.outgrown()
         self._layer.enter("mountable")
         self._mountable(self._layer)
         logger.info(
             "layer: %s can be mounted; %d of %d pieces are missing",
             self._layer.known.digest,
-            self._left,
-            self._writer.chunks.members,
+            writer.left,
+            writer.chunks.members,
         )
         self.wanted()
         self.slide()
@@ -225,148 +244,107 @@ class LazyMaker:
 
     def wanted(self) -> None:
         """The wants have changed: ask for what somebody waits for."""
-        writer = self._writer
-        if writer is None or self._ended:
+        if self._making is None or self._ended:
             return
         self._blob.raise_priority(min(self._layer.priority, PREFETCH))
         for want in self._layer.wants:
-            if want.stop is not None and not want.asked:
-                want.asked = True
-                self._ask(writer, want.offset, want.stop, want.priority)
-
-    def _ask(self, writer: MemberWriter, offset: int, stop: int, priority: int) -> None:
-        """Ask for the members that these bytes of the device come from."""
-        sequential = 0 <= self._asked_until <= offset < self._asked_until + UNIT_SIZE
-        self._reach = (
-            min(max(2 * self._reach, self._on_demand_size), self._request_size)
-            if sequential
-            else self._on_demand_size
-        )
-        self._asked_until = stop
-        chunks = writer.chunks
-        numbers = writer.members_covering(offset, stop)
-        missing = [number for number in numbers if not writer.done(number)]
-        for first, last in _runs(missing):
-            start, end = chunks.member(first).start, chunks.member(last).stop
-            reach = max(0, self._reach - (end - start)) if last == missing[-1] else 0
-            self._blob.ask(start, end, priority, bulk=False, reach=reach)
-            until = last + 1
-            while until < chunks.members and chunks.member(until).stop <= end + reach:
-                until += 1
-            self._cells.append(_Cell(first, until, URGENT))
+            self._ask(self._making, want)
         self.collect()
+
+    def _ask(self, making: "_Making", want: LayerWant) -> None:
+        """Ask for the next bytes of a want, once those before are here."""
+        files = self._files
+        if want.stop is None or want.asked >= want.stop or files is None:
+            return
+        asked = max(want.asked, want.offset)
+        if files.available(want.offset, asked - want.offset) >= asked - want.offset:
+            want.asked = min(want.stop, asked + WANT_SIZE)
+            making.asking.want(asked, want.asked, want.priority)
 
     def slide(self) -> None:
         """Let the stream go on as far as the window allows."""
-        writer = self._writer
-        if writer is None or self._ended or self._blob.failure is not None:
+        if self._making is None or self._ended or self._blob.failure is not None:
             return
-        chunks = writer.chunks
-        while self._low < chunks.members and writer.done(self._low):
-            self._low += 1
-        if self._low == chunks.members:
-            return
-        low = chunks.member(self._low)
-        stop = min(self._blob.size, max(self._window.stop(low.start), low.stop))
-        first = max(self._low, self._streamed)
-        until = first
-        while until < chunks.members and chunks.member(until).stop <= stop:
-            until += 1
-        if until > first:
-            self._cells.append(_Cell(first, until, STREAMED))
-            self._streamed = until
-            missing = [number for number in range(first, until) if not writer.done(number)]
-            priority = min(self._layer.priority, PREFETCH)
-            for begin, end in _runs(missing):
-                self._blob.ask(
-                    chunks.member(begin).start, chunks.member(end).stop, priority, bulk=True
-                )
-            # What is here already comes with no arrival.
-            self.collect()
+        self._making.asking.slide(min(self._layer.priority, PREFETCH))
+        # What is here already comes with no arrival.
+        self.collect()
 
     # --- what has come ---
 
     def collect(self) -> None:
         """Take what has come to the writers."""
-        writer = self._writer
-        if writer is None or self._ended:
+        making = self._making
+        if self._ended or making is None:
             return
-        if self._blob.failure is not None:
-            self._end(self._blob.failure)
+        failure = self._blob.failure or making.copies.failure
+        if failure is not None:
+            self._end(failure)
             return
-        chunks = writer.chunks
-        for cell in self._cells:
-            while cell.next < cell.stop:
-                member = chunks.member(cell.next)
-                if not writer.done(cell.next):
-                    if not self._blob.available(member.start, member.stop - member.start):
-                        break
-                    if cell.next not in self._queued or cell.urgency == URGENT:
-                        self._queued.add(cell.next)
-                        heapq.heappush(self._ready, (cell.urgency, cell.next))
-                cell.next += 1
-        self._cells = [cell for cell in self._cells if cell.next < cell.stop]
-        self._write_next()
+        while self._writing < WRITERS:
+            copy = making.copies.take()
+            if copy is not None:
+                number, blob = copy
+                self._write(making, range(number, number + 1), blob)
+                continue
+            numbers = making.asking.next_batch()
+            if numbers is None:
+                return
+            self._write(making, numbers, None)
 
-    def _write_next(self) -> None:
-        writer = self._writer
-        while writer is not None and self._ready and self._writing < WRITERS and not self._ended:
-            numbers = self._next_batch(writer)
-            if numbers:
-                self._writing += 1
-                self._run(partial(_write_all, writer, numbers), self._wrote)
+    def _write(self, making: "_Making", numbers: range, copy: ScatteredBlob | None) -> None:
+        self._writing += 1
+        work = partial(write_all, making.writer, numbers, copy)
+        self._run(work, partial(self._wrote, making, numbers, copy is not None))
 
-    def _next_batch(self, writer: MemberWriter) -> list[int]:
-        """Members of one urgency that are worth a turn of the loop together."""
-        numbers: list[int] = []
-        size, urgency = 0, self._ready[0][0]
-        while self._ready and self._ready[0][0] == urgency and size < BATCH_SIZE:
-            _, number = heapq.heappop(self._ready)
-            if not writer.done(number):
-                member = writer.chunks.member(number)
-                size += member.stop - member.start
-                numbers.append(number)
-        return numbers
-
-    def _wrote(self, result: object) -> None:
+    def _wrote(self, making: "_Making", numbers: range, second: bool, result: object) -> None:
         self._writing -= 1
-        writer = self._writer
-        if writer is None:
-            return
-        if not isinstance(result, _Written):
+        if not isinstance(result, Written):
             self._end(failure_of(self._layer, result))
             return
-        for number in result.numbers:
-            member = writer.chunks.member(number)
-            self._blob.used(member.start, member.stop)
-        self._left -= len(result.numbers)
+        for first, stop in result.runs:
+            making.asking.used(first, stop)
         self._layer.progressed()
+        rest = range(result.stop, numbers.stop)
         if isinstance(result.error, OSError):
-            logger.error("layer: %s: cannot be written: %s", self._layer.known.digest, result.error)
-            self._blob.fill.later(1.0, partial(self._write_again, result.rest))
+            digest = self._layer.known.digest
+            logger.error("layer: %s: cannot be written: %s", digest, result.error)
+            again = making.copies.again if second else partial(making.asking.again, rest)
+            self._blob.fill.later(AGAIN_SECONDS, partial(self._write_again, again))
+        elif isinstance(result.error, LayerRefused) and not second and not self._whole_blob:
+            logger.warning("layer: %s: again: %s", self._layer.known.digest, result.error)
+            making.copies.doubt(rest.start)
+            making.asking.again(rest[1:])
         elif result.error is not None:
             self._end(failure_of(self._layer, result.error))
             return
-        self._write_next()
+        elif second:
+            making.copies.over()
+        for want in self._layer.wants:
+            self._ask(making, want)
         self.slide()
+        self.collect()
         self._look_whether_whole()
 
-    def _write_again(self, numbers: list[int]) -> None:
+    @property
+    def _whole_blob(self) -> bool:
+        """Whether the blob is here, as its digest says: another copy would be no other."""
+        return self._blob.fill.verified
+
+    def _write_again(self, again: Callable[[], None]) -> None:
         """A full disk may have room by now; who waits has a deadline of its own."""
         if not self._ended:
-            for number in numbers:
-                heapq.heappush(self._ready, (URGENT, number))
-            self._write_next()
+            again()
+            self.collect()
 
     # --- the whole ---
 
     def _look_whether_whole(self) -> None:
-        writer = self._writer
-        if writer is None or self._left > 0 or self._ended or self._check is not None:
+        if self._making is None or self._ended or self._check is not None:
             return
-        known = self._layer.known
-        self._check = DiffIdCheck(writer, known.diff_id)
-        self._advance(self._check)
+        writer = self._making.writer
+        if writer.left == 0:
+            self._check = DiffIdCheck(writer, self._layer.known.diff_id)
+            self._advance(self._check)
 
     def _advance(self, check: DiffIdCheck) -> None:
         def advanced(result: object) -> None:
@@ -384,32 +362,16 @@ class LazyMaker:
 
 
 @dataclass(slots=True)
-class _Written:
-    """What a thread has brought: these members, and not the rest because of an error."""
+class _Making:
+    """What works on a layer once its TOC is here."""
 
-    numbers: list[int]
-    rest: list[int]
-    error: Exception | None
-
-
-def _write_all(writer: MemberWriter, numbers: list[int]) -> _Written:
-    """In a thread: inflate, verify and write members."""
-    written: list[int] = []
-    for index, number in enumerate(numbers):
-        try:
-            if writer.write(number):  # else another thread has it, and tells
-                written.append(number)
-        except (LayerRefused, SourceFailed, OSError) as error:
-            return _Written(written, numbers[index:], error)
-    return _Written(written, [], None)
+    writer: MemberWriter
+    asking: Asking
+    copies: SecondCopies
 
 
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """First and last of each run of numbers that follow each other."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1] = runs[-1][0], number
-        else:
-            runs.append((number, number))
-    return runs
+@dataclass(slots=True)
+class _Doubted:
+    """What was read for the plan makes none."""
+
+    refusal: LayerRefused

@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from hashlib import sha256
+from operator import sub
 from typing import TYPE_CHECKING
 
 import deflate
@@ -58,12 +59,20 @@ class MemberWriter:
         self._source = source
         self._lock = threading.Lock()
         self._taken: set[int] = set()
+        self._done = bytearray(self.chunks.members)
         self._framing_left = caps.expanded_limit(source.size)
         self._starts = array("Q", (self.chunks.member(n).start for n in range(self.chunks.members)))
+        self.largest_member = max(
+            map(sub, [*self._starts[1:], self.chunks.stop], self._starts), default=0
+        )
+        """Compressed bytes of the largest member."""
         self.frame = FrameFile(files.frame_path, self.chunks.members, self._count_framing)
         self._verified = bytearray(len(self.chunks))
         if files.map is not None and files.map.present():
             self._find_verified()
+            self._find_done()
+        self.left = self._done.count(0)
+        """How many members are not done."""
         for start, stop in gaps(self.chunks, files.size):
             self._publish(start, stop)
 
@@ -80,27 +89,55 @@ class MemberWriter:
                 or self.files.available(chunk.device_offset, chunk.size) >= chunk.size
             )
 
+    def _find_done(self) -> None:
+        """The members of which all chunks are published, and the framing is kept."""
+        for member in range(self.chunks.members):
+            if member in self.frame:
+                numbers = self.chunks.member(member).chunks
+                verified = self._verified.count(1, numbers.start, numbers.stop)
+                self._done[member] = verified == len(numbers)
+
     def verified(self, chunk: int) -> bool:
         """Whether a chunk has been written and held against its digest."""
         return bool(self._verified[chunk])
 
     def done(self, member: int) -> bool:
         """Whether all chunks of a member are published, and its framing is kept."""
-        if member not in self.frame:
-            return False
-        numbers = self.chunks.member(member).chunks
-        return self._verified.count(1, numbers.start, numbers.stop) == len(numbers)
+        return bool(self._done[member])
 
     def missing(self) -> Iterator[int]:
         """The members that are not done, in the blob's order."""
         return (member for member in range(self.chunks.members) if not self.done(member))
 
-    def members_covering(self, device_start: int, device_stop: int) -> list[int]:
-        """The members that these bytes of the data device wait for, in the blob's order."""
+    # A walk over a million members takes seconds: those that follow find a member by one call.
+
+    def next_missing(self, first: int, stop: int | None = None) -> int | None:
+        """The first member from ``first`` on, before ``stop``, that is not done."""
+        found = self._done.find(0, first, self.chunks.members if stop is None else stop)
+        return None if found < 0 else found
+
+    def last_missing(self, first: int, stop: int) -> int | None:
+        """The last member from ``first`` on, before ``stop``, that is not done."""
+        found = self._done.rfind(0, first, stop)
+        return None if found < 0 else found
+
+    def next_done(self, first: int) -> int:
+        """The first member from ``first`` on that is done; their number when none is."""
+        found = self._done.find(1, first)
+        return self.chunks.members if found < 0 else found
+
+    def beginning_before(self, offset: int) -> int:
+        """How many members begin before this byte of the blob."""
+        return bisect_left(self._starts, offset)
+
+    def members_covering(self, device_start: int, device_stop: int) -> range:
+        """The members that these bytes of the data device wait for, and those in between."""
         first = device_start // BLOCK_SIZE * BLOCK_SIZE
         stop = -(-device_stop // BLOCK_SIZE) * BLOCK_SIZE
         numbers = self.chunks.chunks_covering(first, stop)
-        return sorted({self.chunks.member_of(number) for number in numbers})
+        if not numbers:
+            return range(0)
+        return range(self.chunks.member_of(numbers[0]), self.chunks.member_of(numbers[-1]) + 1)
 
     def members_within(self, start: int, stop: int) -> range:
         """The members that lie whole within bytes ``start`` to ``stop`` of the blob."""
@@ -112,10 +149,11 @@ class MemberWriter:
 
     # --- bringing a member ---
 
-    def write(self, member: int) -> bool:
+    def write(self, member: int, source: CompressedBytes | None = None) -> bool:
         """Inflate, verify and write a member; False when it is done already or another thread's.
 
-        Blocks until its compressed bytes are here. Raises LayerRefused, SourceFailed, OSError.
+        Its bytes are read from ``source`` where they are not to come from the writer's own. Blocks
+        until they are here. Raises LayerRefused, SourceFailed, OSError.
         """
         with self._lock:
             if member in self._taken or self.done(member):
@@ -123,9 +161,12 @@ class MemberWriter:
             self._taken.add(member)
         try:
             receiver = _MemberReceiver(self, member)
-            for piece in self._inflated(self.chunks.member(member)):
+            for piece in self._inflated(self.chunks.member(member), source or self._source):
                 receiver.take(piece)
             receiver.finish()
+            with self._lock:
+                self._done[member] = 1
+                self.left -= 1
         finally:
             with self._lock:
                 self._taken.discard(member)
@@ -153,10 +194,10 @@ class MemberWriter:
 
     # --- compressed bytes ---
 
-    def _inflated(self, member: Member) -> Iterator[memoryview]:
+    def _inflated(self, member: Member, source: CompressedBytes) -> Iterator[memoryview]:
         compression = self.toc.location.compression
         if compression == "gzip" and member.stop - member.start <= LARGEST_AT_ONCE:
-            compressed = self._read(member.start, member.stop)
+            compressed = _read(source, member.start, member.stop)
             at_once = inflate_member(compressed, self._least_size(member))
             if at_once is not None:
                 return iter((memoryview(at_once),))
@@ -164,7 +205,7 @@ class MemberWriter:
         else:
             starts = range(member.start, member.stop, PIECE_SIZE)
             pieces = (
-                memoryview(self._read(start, min(start + PIECE_SIZE, member.stop)))
+                memoryview(_read(source, start, min(start + PIECE_SIZE, member.stop)))
                 for start in starts
             )
         return map(memoryview, inflate(compression, pieces))
@@ -176,20 +217,21 @@ class MemberWriter:
         last = self.chunks.chunk(member.chunks[-1])
         return last.inner_offset + last.size
 
-    def _read(self, start: int, stop: int) -> bytearray:
-        read = bytearray(stop - start)
-        with memoryview(read) as target:
-            filled = 0
-            while filled < len(target):
-                count = self._source.read_into(start + filled, target[filled:])
-                if count <= 0:
-                    raise SourceFailed(f"the blob ends at byte {start + filled}")
-                filled += count
-        return read
-
     def close(self) -> None:
         """Close the framing; the files are their owner's."""
         self.frame.close()
+
+
+def _read(source: CompressedBytes, start: int, stop: int) -> bytearray:
+    read = bytearray(stop - start)
+    with memoryview(read) as target:
+        filled = 0
+        while filled < len(target):
+            count = source.read_into(start + filled, target[filled:])
+            if count <= 0:
+                raise SourceFailed(f"the blob ends at byte {start + filled}")
+            filled += count
+    return read
 
 
 class _MemberReceiver:

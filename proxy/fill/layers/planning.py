@@ -18,9 +18,12 @@ from headstart.content.estargz.toc import Toc, parse_toc
 from headstart.content.estargz.toc_file import read_toc
 from headstart.content.layer.errors import LayerRefused
 from headstart.content.layer.placement import Placement
+from headstart.store.geometry import MIB
 from headstart.store.known_layer import KnownLayer
 from proxy.fill.layers.inflating import inflate
 
+LARGEST_TAIL = 64 * MIB
+"""Compressed bytes of the last member, which is held in memory to see what follows its file."""
 _HEAD = struct.Struct("<QQ")
 
 Read = Callable[[int, int], bytes]
@@ -48,6 +51,8 @@ def make_plan(known: KnownLayer, read: Read, extent_size: int, stripes: int) -> 
     placement = Placement(extent_size, stripes)
     toc = parse_toc(file.json, announced.json_digest, location, placement)
     if toc.tail is not None:
+        if toc.tail.stop - toc.tail.start > LARGEST_TAIL:
+            raise LayerRefused(f"its last member has more than {LARGEST_TAIL} bytes")
         pieces = iter([memoryview(read(toc.tail.start, toc.tail.stop))])
         entry = index_entry(inflate(location.compression, pieces), toc.tail.skip, file)
         if entry is not None:
@@ -83,6 +88,10 @@ class KeptReads:
     def put(self, start: int, stop: int, content: bytes) -> None:
         """Remember; written by :meth:`save`."""
         self._kept[start, stop] = content
+
+    def clear(self) -> None:
+        """Forget all of it; what has been saved stays."""
+        self._kept.clear()
 
     def save(self) -> None:
         """Write the file whole. Raises OSError."""

@@ -23,8 +23,8 @@ class LayerRoom:
 
         Raises OSError.
         """
-        self._filler.take_room(self._key, length, work)
+        self._filler.room.take(self._key, length, work)
 
     def wrote(self, descriptor: int, stripe: int, offset: int, length: int) -> None:
         """Count and pace a write; may wait for the disk."""
-        self._filler.pacers[stripe].wrote(descriptor, offset, length)
+        self._filler.room.pacers[stripe].wrote(descriptor, offset, length)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from headstart.store.errors import FillFailed
 from proxy.fill.fill import Fill
 from proxy.fill.layers.blob_reading import BlobReading
-from proxy.fill.layers.staging import PAGE, StagedFiles
 from proxy.fill.parties import BlobSource, Want
 
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
@@ -38,11 +37,6 @@ class ScatteredBlob(BlobReading):
         self._source = source
         self._asked: set[_Asked] = set()
         self._failures = 0
-        self._done_from: dict[int, int] = {}
-        self._done_to: dict[int, int] = {}
-        self._closed = False
-        self.patient = False
-        """Whether what may pass is waited out: once somebody may have it mounted."""
         self.on_arrival: Callable[[], None] = lambda: None
         """Called on the loop when bytes have come."""
         self.readmit: Callable[[Fill, BlobSource], None] = lambda fill, source: None
@@ -59,16 +53,27 @@ class ScatteredBlob(BlobReading):
         if self._closed:
             return
         self._closed = True
-        self.fill.listeners.discard(self)
-        for asked in self._asked:
-            if asked.want is not None:
-                self.fill.drop_want(asked.want)
+        self._leave(self.fill)
         self._asked.clear()
         self.stop()
+
+    def _leave(self, fill: Fill) -> None:
+        super()._leave(fill)
+        for asked in self._asked:
+            if asked.want is not None:
+                fill.drop_want(asked.want)
+                asked.want = None
+
+    def _join(self) -> None:
+        for asked in list(self._asked):
+            self._want(asked)
 
     def ask(self, start: int, stop: int, priority: int, *, bulk: bool, reach: int = 0) -> None:
         """Want bytes until they are here; ``reach`` more after them if they come along."""
         if not self._closed and not self.available(start, stop - start):
+            largest = self.fill.largest_range
+            if not bulk and largest is not None and stop - start > largest:
+                self.fill.outgrown()
             asked = _Asked(start, stop, priority, bulk, reach)
             self._asked.add(asked)
             self._want(asked)
@@ -124,16 +129,5 @@ class ScatteredBlob(BlobReading):
     # --- memory ---
 
     def used(self, start: int, stop: int) -> None:
-        """These bytes are not read again; memory is given back where whole pages are done."""
-        first, last = start, stop
-        if start in self._done_to:
-            first = self._done_to.pop(start)
-            del self._done_from[first]
-        if stop in self._done_from:
-            last = self._done_from.pop(stop)
-            del self._done_to[last]
-        self._done_from[first], self._done_to[last] = last, first
-        files = self.fill.files
-        if isinstance(files, StagedFiles):
-            # The pages at the borders may hold a neighbour's bytes too, done before.
-            files.give_back(max(first, start // PAGE * PAGE), min(last, -(-stop // PAGE) * PAGE))
+        """These bytes are not read again: whole pages of memory are given back."""
+        self._give_back(start, stop)

@@ -40,6 +40,16 @@ def remove_layer(layout: Layout, digest: Digest) -> None:
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
+def stored_bytes(layout: Layout, digest: Digest) -> int:
+    """Bytes that all files of a layer image take on disk."""
+    total = 0
+    for suffix in _SUFFIXES:
+        for path in layout.layer_paths(digest, len(layout.stripes)):
+            with contextlib.suppress(OSError):
+                total += path.with_name(path.name + suffix).stat().st_blocks * 512
+    return total
+
+
 def stored_layers(layout: Layout) -> Iterator[Digest]:
     """The layer images that have a map on the first stripe; blocks on the disk."""
     for digest, names in sorted(_files(layout.stripes[0]).items()):
