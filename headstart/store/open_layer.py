@@ -35,6 +35,8 @@ class OpenLayer(OpenObject):
         self.devices: list[Path] = []
         self.maps: list[Path] = []
         self.size = 0
+        self.used = 0
+        """While it streams: bytes of its blob that the filler has made it of."""
         self.known = anyio.Event()
         """Set once the filler has answered."""
         self.on_change: Callable[[], None] | None = None
@@ -62,6 +64,9 @@ class OpenLayer(OpenObject):
             self._take_files(received)
         if self.failure is None:
             self.state = str(state)
+        used = received.get("used")
+        if isinstance(used, int):
+            self.used = used
         self._note_change()
 
     def _take_files(self, received: Message) -> None:

@@ -61,10 +61,11 @@ class WarmBlob:
                 self.found = self.done
 
     def _look_at_layer(self, layer: OpenLayer) -> None:
-        """Of an ordinary layer nothing is said before all of it is here."""
         size = self.descriptor.size
         if layer.state == "complete":
             self.done = size
+        elif layer.state == "streaming":
+            self.done = layer.used
         elif layer.state == "mountable" and layer.size:
             self.done = size * layer.cached.present() // layer.size
 

@@ -49,6 +49,27 @@ async def test_an_ordinary_layer_can_be_mounted_when_it_is_whole(
     assert not [path for path in stage.files_below("blobs") if path.name.startswith(digest.hex)]
 
 
+async def test_how_far_an_ordinary_layer_is_is_told_while_it_streams(stage: Stage) -> None:
+    weights = random.Random(3).randbytes(16 << 20)
+    image = serve(stage.upstream, [plain(tar_of({"weights": weights}))])
+    made = image.layers[0]
+    second_half = Rule(
+        path=str(made.digest),
+        when=lambda asked: asked.range is not None and (asked.range[0] or 0) >= 8 << 20,
+        delay=2.5,
+    )
+    stage.upstream.add_rule(second_half)
+    stage.seen(image)
+    told: list[int] = []
+    with anyio.fail_after(PATIENCE):
+        async with stage.client() as client, stage.opened(client, image.chains[0]) as (_, layer):
+            layer.on_change = lambda: told.append(layer.used)
+            layer.raise_priority("prefetch")
+            await layer.wait_complete()
+    assert told == sorted(told)
+    assert any(0 < used < len(made.blob) for used in told), told
+
+
 async def test_all_layers_of_an_image_stream_together(stage: Stage, tmp_path: Path) -> None:
     trees = [tree(seed, 40) for seed in range(8)]
     image = serve(stage.upstream, [gzipped(tar_of(files)) for files in trees])

@@ -59,6 +59,7 @@ class ScriptedLayer:
     def __init__(self, directory: Path, digest: Digest) -> None:
         self.digest = digest
         self.state = "planning"
+        self.used = 0
         self._paths = [directory / f"layer-{digest.hex}{end}" for end in ("", ".meta", ".map")]
         device, meta, stored = self._paths
         device.write_bytes(bytes(self.size))
@@ -73,7 +74,7 @@ class ScriptedLayer:
     def described(self) -> Message:
         """As ``opened`` and ``state`` say it."""
         if self.state not in ("mountable", "complete"):
-            return {"state": self.state}
+            return {"state": self.state, "used": self.used}
         device, meta, stored = map(str, self._paths)
         files: Message = {
             "meta": meta,

@@ -166,7 +166,7 @@ def test_cancelling_drops_the_wants_of_layer_images(tmp_path: Path) -> None:
     run(test)
 
 
-def test_progress_is_the_share_of_the_device_that_is_here_in_bytes_of_the_blob(
+def test_progress_of_layer_images_is_told_in_bytes_of_their_blobs(
     tmp_path: Path,
 ) -> None:
     async def test() -> None:
@@ -176,6 +176,7 @@ def test_progress_is_the_share_of_the_device_that_is_here_in_bytes_of_the_blob(
             job = await around.submit(ready=True)
             await bring_config(around)
             await until(lambda: len(wanted_layers(around)) == 2)
+            fills.layer(ONE).used = MIB
             fills.enter(ONE, "streaming")
             fills.layer(TWO).arrive(16)
             fills.enter(TWO, "mountable")
@@ -187,7 +188,7 @@ def test_progress_is_the_share_of_the_device_that_is_here_in_bytes_of_the_blob(
 
             def looked() -> bool:
                 job.sample()
-                return shown() == [len(CONFIG), 0, share]
+                return shown() == [len(CONFIG), MIB, share]
 
             await until(looked)
             # A filler that starts again knows less for a moment, and says so by its state.

@@ -69,6 +69,11 @@ class ArrivingBlob(BlobReading):
         self._given_back = 0
         self._sliding = False
 
+    @property
+    def used(self) -> int:
+        """Bytes before which nothing is read again."""
+        return self._released
+
     # --- on the filler's loop ---
 
     def start(self) -> None:

@@ -15,6 +15,7 @@ from headstart.store.wire import PRIORITIES, Message
 from proxy.fill.layers.layer_files import LayerFiles
 
 LEAST_URGENT = len(PRIORITIES)
+PREFETCH = PRIORITIES.index("prefetch")
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +79,8 @@ class Layer:
         self.found = False
         """Whether some of it was on disk when it was opened."""
         self.noted_at = 0.0
+        self.used = 0
+        """Bytes of the blob that an ordinary layer's image has been made of, as last told."""
         self.implied = False
         """Whether it has directories whose attributes only the layers below it know."""
 
@@ -85,6 +88,11 @@ class Layer:
     def priority(self) -> int:
         """The most urgent want; :data:`LEAST_URGENT` without one."""
         return min((want.priority for want in self.wants), default=LEAST_URGENT)
+
+    @property
+    def stream_priority(self) -> int:
+        """How urgently it streams: as its most urgent want, or ahead of a mount that may come."""
+        return min((want.priority for want in self.wants), default=PREFETCH)
 
     @property
     def settled(self) -> bool:
@@ -96,6 +104,8 @@ class Layer:
         if self.failure is not None:
             return {"state": "refused", **self.failure.as_message()}
         message: Message = {"state": self.state}
+        if self.state == "streaming":
+            message["used"] = self.used
         if self.files is not None and self.state in ("mountable", "complete"):
             message["meta"] = str(self.files.meta_path)
             message["paths"] = [str(path) for path in self.files.paths]
@@ -120,6 +130,13 @@ class Layer:
             self.wants.remove(want)
             if self.maker is not None:
                 self.maker.wanted()
+
+    def tell_used(self, used: int) -> None:
+        """Tell everybody how far the making of an ordinary layer's image is."""
+        if used != self.used and self.state == "streaming":
+            self.used = used
+            for listener in list(self.listeners):
+                listener.notify_layer(self)
 
     def progressed(self) -> None:
         """Bytes have come: settle the wants that are fulfilled."""

@@ -11,7 +11,6 @@ from functools import partial
 from headstart.content.digest import Digest
 from headstart.store.errors import FillFailed
 from headstart.store.known_layer import KnownLayer
-from headstart.store.wire import PRIORITIES
 from proxy.fill.fill import Fill
 from proxy.fill.filler import Filler
 from proxy.fill.layers.arriving import ArrivingBlob, Window
@@ -26,7 +25,6 @@ from proxy.fill.reach import Reach
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-PREFETCH = PRIORITIES.index("prefetch")
 
 
 class LayerFills:
@@ -54,7 +52,7 @@ class LayerFills:
         """The blob of a layer, in stream order. Raises FillFailed."""
         fill = await self._fill_of(layer)
         window = self.window if layer in self._staged else None
-        blob = ArrivingBlob(fill, layer.known.size, window, min(layer.priority, PREFETCH))
+        blob = ArrivingBlob(fill, layer.known.size, window, layer.stream_priority)
         fill.outgrown = partial(self._outgrown, layer, blob)
         return blob
 

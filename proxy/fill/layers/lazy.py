@@ -35,7 +35,6 @@ WRITERS = 2
 """Threads that inflate one layer: two bring 1.8-1.97 times what one does, on two cores."""
 AGAIN_SECONDS = 1.0
 """After which what could not be written is tried again."""
-PREFETCH = PRIORITIES.index("prefetch")
 MOUNT = PRIORITIES.index("mount")
 
 
@@ -246,7 +245,7 @@ class LazyMaker:
         """The wants have changed: ask for what somebody waits for."""
         if self._making is None or self._ended:
             return
-        self._blob.raise_priority(min(self._layer.priority, PREFETCH))
+        self._blob.raise_priority(self._layer.stream_priority)
         for want in self._layer.wants:
             self._ask(self._making, want)
         self.collect()
@@ -265,7 +264,7 @@ class LazyMaker:
         """Let the stream go on as far as the window allows."""
         if self._making is None or self._ended or self._blob.failure is not None:
             return
-        self._making.asking.slide(min(self._layer.priority, PREFETCH))
+        self._making.asking.slide(self._layer.stream_priority)
         # What is here already comes with no arrival.
         self.collect()
 

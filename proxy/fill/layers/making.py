@@ -236,8 +236,11 @@ class Making:
     # --- life ---
 
     def tick(self) -> None:
-        """Close what has come to its end."""
+        """Close what has come to its end, and tell how far the others are."""
         self._fills.end()
+        for layer in self._active:
+            if isinstance(layer.maker, WholeMaker):
+                layer.maker.tell_used()
 
     def close(self) -> None:
         """Begin nothing more."""

@@ -64,7 +64,11 @@ class WholeMaker:
 
     def wanted(self) -> None:
         """Somebody more urgent may wait."""
-        self._blob.raise_priority(self._layer.priority)
+        self._blob.raise_priority(self._layer.stream_priority)
+
+    def tell_used(self) -> None:
+        """Tell those who have the layer open how far it is."""
+        self._layer.tell_used(self._blob.used)
 
     def close(self) -> None:
         """Stop; the layer is told why it has no bytes."""
