@@ -22,7 +22,10 @@ STOP_SECONDS = 5.0
 
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
-_HEALTHY_SECONDS = 10.0
+_HEALTHY_SECONDS = 2.0
+"""A start takes half a second of CPU time: one every other second is no burden, and whoever waits
+for bytes waits for no pause."""
+
 _BAD_CONFIGURATION = 2  # a child that ends so has said why, and would end so again
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -60,7 +63,7 @@ def run_children(
 
     They start in the order of the mapping and are stopped in reverse, each when those after it
     have ended, so that what the later ones need outlives them. One that dies starts again after
-    0.1 s, doubling to 5 s until it has lived for 10 s. One that ends with status 2 ends all, and
+    0.1 s, doubling to 5 s until it has lived for 2 s. One that ends with status 2 ends all, and
     2 is returned. SIGTERM and SIGINT are passed on as SIGTERM; what has not ended within
     ``drain_seconds``, or at the second SIGINT, gets SIGKILL.
 

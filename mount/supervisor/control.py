@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mount.device.places import MountPlaces
+from mount.supervisor.process_state import has_ended
 
 START_SECONDS = 60.0
 """How long a supervisor may take until its mount answers."""
@@ -154,19 +155,10 @@ def stop(root: Path, *, force: bool = False) -> None:
     if "failed" in answer:
         raise DevicesInUse(f"{MountPlaces(root).device_files}: {answer['failed']}")
     deadline = time.monotonic() + _STOP_SECONDS
-    while isinstance(pid, int) and _alive(pid):
+    while isinstance(pid, int) and not has_ended(pid):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
         time.sleep(_LOOK_EVERY_SECONDS)
-
-
-def _alive(pid: int) -> bool:
-    """Whether the process runs; one that nobody has collected does not."""
-    try:
-        status_line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return status_line.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def _call(

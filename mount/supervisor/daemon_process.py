@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import socket
 import sys
@@ -18,6 +19,8 @@ from mount.device.channel import (
 
 _FIRST_FREE_DESCRIPTOR = 64
 """Descriptors are inherited from above it, so that none is in the place of another."""
+
+_LAST_THREAD_SECONDS = 2.0
 
 
 class DaemonProcess:
@@ -37,6 +40,10 @@ class DaemonProcess:
         """When its time is over (monotonic seconds)."""
         self.killed = ""
         """Why it was killed, when we did that."""
+        self.dead_since: float | None = None
+        """When its main thread was first seen dead (monotonic seconds)."""
+        self.collected = True
+        """False when it is dead and a thread of it waits for what the next daemon answers."""
 
     @classmethod
     def start(
@@ -102,12 +109,20 @@ class DaemonProcess:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
+    def wait(self) -> None:
+        """Wait for the end of its last thread, which may need an answer that nobody gives."""
+        select.select([self.pidfd], [], [], _LAST_THREAD_SECONDS)
+        self.how_it_ended()
+
     def how_it_ended(self) -> str:
-        """Collect the dead process and say how it ended."""
+        """Collect the dead process, if that is possible already, and say how it ended."""
         try:
-            _, status = os.waitpid(self.pid, 0)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
             return "ended"
+        self.collected = pid != 0
+        if not self.collected:
+            return "died while it waited for an answer that it was to give itself"
         if self.killed:
             return f"was killed: {self.killed}"
         if os.WIFSIGNALED(status):
@@ -124,3 +139,11 @@ class DaemonProcess:
         """Close all descriptors; the process itself is left as it is."""
         self.close_channel()
         os.close(self.pidfd)
+
+
+def collect(pid: int) -> bool:
+    """Whether a dead child has been collected now, or was before."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return True

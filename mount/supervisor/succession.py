@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from mount.supervisor.daemon_process import DaemonProcess
+from mount.supervisor.daemon_process import DaemonProcess, collect
 from mount.supervisor.fuse_connection import AnswerDiffers, ConnectionBroken, FuseConnection
+from mount.supervisor.process_state import has_ended
 from mount.supervisor.requests import Caller
 
 DRAIN_SECONDS = 2.0
@@ -17,6 +18,8 @@ DRAIN_SECONDS = 2.0
 
 _PAUSES_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 _START_SECONDS = 60.0
+_LAST_THREAD_SECONDS = 0.3
+"""How long the last thread of a dead daemon may take to end; it waits for the next daemon else."""
 _SUPERSEDED = "its settings have been changed"
 
 
@@ -28,7 +31,7 @@ class Settings:
         fill_socket: str,
         read_deadline_seconds: float,
         watchdog_seconds: float = 10.0,
-        healthy_seconds: float = 5.0,
+        healthy_seconds: float = 2.0,
     ) -> None:
         """``watchdog_seconds``: how long the mount may not answer before its daemon is killed.
 
@@ -74,6 +77,7 @@ class Succession:
         self._had_reader = False
         self._successor: DaemonProcess | None = None
         self._upgrading: list[Caller] = []
+        self._uncollected: list[int] = []
         self._failures = 0
         self._start_at: float | None = None
         self._silent_since: float | None = None
@@ -99,16 +103,28 @@ class Succession:
             self._begin_successor()
 
     def look(self, now: float) -> None:
-        """Start what is due, kill what has had its time."""
+        """Start what is due, kill what has had its time, find out who is dead."""
+        self._uncollected = [dead for dead in self._uncollected if not collect(dead)]
         if self._start_at is not None and now >= self._start_at and self._successor is None:
             self._begin_successor()
         for daemon in (self.current, self._successor):
-            if daemon is None or daemon.killed:
+            if daemon is None:
+                continue
+            if has_ended(daemon.pid):
+                daemon.dead_since = daemon.dead_since or now
+                if now - daemon.dead_since >= _LAST_THREAD_SECONDS:
+                    self._daemon_ended(daemon)
+                continue
+            if daemon.killed:
                 continue
             if daemon.kill_at is not None and now >= daemon.kill_at:
                 daemon.kill(f"it had not ended after {DRAIN_SECONDS:g} s")
             elif daemon.serving_since is None and now - daemon.started > _START_SECONDS:
                 daemon.kill(f"it did not serve within {_START_SECONDS:g} s")
+
+    def seconds_until_start(self, now: float) -> float | None:
+        """How long a daemon's start has to wait still; None when none is planned."""
+        return None if self._start_at is None else max(0.0, self._start_at - now)
 
     def kill_silent(self, now: float, asked: float | None) -> None:
         """Kill the present daemon when a question has waited for too long, since ``asked``."""
@@ -125,7 +141,7 @@ class Succession:
         for daemon in (self.current, self._successor):
             if daemon is not None:
                 daemon.kill(reason)
-                daemon.how_it_ended()
+                daemon.wait()
                 self._forget(daemon)
         self.current = self._successor = None
 
@@ -234,6 +250,8 @@ class Succession:
             return
         lived = time.monotonic() - daemon.started
         say(f"daemon {daemon.pid} {daemon.how_it_ended()} after {lived:.1f} s")
+        if not daemon.collected:
+            self._uncollected.append(daemon.pid)
         self._forget(daemon)
         if daemon is self.current:
             self._current_ended(daemon, lived)

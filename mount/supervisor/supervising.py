@@ -97,7 +97,9 @@ class Supervisor:
         kept_descriptor.keep_in_service(self._environment, self._connection.descriptor)
         self._daemons.begin(self._connection, self._living, self._adopted)
         while not self._ended:
-            for key, _ in self._selector.select(_TICK_SECONDS):
+            pause = self._daemons.seconds_until_start(time.monotonic())
+            wait = _TICK_SECONDS if pause is None else min(pause, _TICK_SECONDS)
+            for key, _ in self._selector.select(wait):
                 self._act(key.data)
             if received and not self._ended:
                 self._leave()

@@ -4,15 +4,24 @@ import ctypes
 import itertools
 import mmap
 import os
+import time
+from contextlib import closing
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.store.geometry import MIB
-from mount.device.served_pages import ServedPages, joined
+from headstart.store.layer_map import BLOCK_SIZE
+from mount.device.served_pages import (
+    LEAST_SECONDS,
+    MOST_KEPT,
+    MOST_SECONDS,
+    ServedPages,
+    joined,
+)
 from tests.device.layer_filler import wait_until
-from tests.device.layers import stored_layer
+from tests.device.layers import StoredLayer, stored_layer
 from tests.device.mounted import mounted
 
 RANGES = st.lists(
@@ -30,16 +39,36 @@ def test_joined_ranges_are_the_same_bytes(ranges: list[tuple[int, int]]) -> None
         assert stop < start
 
 
-def test_what_is_noted_comes_out_two_turns_later(tmp_path: Path) -> None:
+def test_little_stays_for_seconds_and_goes_then(tmp_path: Path) -> None:
     pages = ServedPages(tmp_path)
+    began = time.monotonic()
     pages.note(66, 0, 10)
-    pages.note(66, 10, 10)
     pages.note(67, 5, 1)
-    assert pages.take_older() == {}
-    pages.note(66, 50, 10)
-    assert pages.take_older() == {66: [(0, 20)], 67: [(5, 6)]}
-    assert pages.take_older() == {66: [(50, 60)]}
-    assert pages.take_older() == {}
+    pages.note(66, 10, 10)
+    assert pages.take_due(began + MOST_SECONDS - 0.01) == {}
+    assert pages.take_due(time.monotonic() + MOST_SECONDS) == {66: [(0, 20)], 67: [(5, 6)]}
+    assert pages.take_due(time.monotonic() + 2 * MOST_SECONDS) == {}
+
+
+def test_of_much_the_oldest_goes_and_the_newest_stays(tmp_path: Path) -> None:
+    pages = ServedPages(tmp_path)
+    pages.note(66, 0, MIB)
+    pages.note(67, 0, MOST_KEPT)
+    soon = time.monotonic() + LEAST_SECONDS
+    assert pages.take_due(soon) == {66: [(0, MIB)]}
+    assert pages.take_due(soon) == {}
+    pages.note(68, 0, 1)
+    assert pages.take_due(time.monotonic() + LEAST_SECONDS) == {67: [(0, MOST_KEPT)]}
+
+
+def test_what_was_answered_just_now_stays_however_much_it_is(tmp_path: Path) -> None:
+    """Its reader may not have copied it up, and would ask again."""
+    pages = ServedPages(tmp_path)
+    began = time.monotonic()
+    for number in range(3):
+        pages.note(66, number * MOST_KEPT, MOST_KEPT)
+    assert pages.take_due(began + LEAST_SECONDS - 0.01) == {}
+    assert pages.take_due(time.monotonic() + LEAST_SECONDS) == {66: [(0, 2 * MOST_KEPT)]}
 
 
 def _resident_pages(path: Path, size: int) -> int:
@@ -74,3 +103,26 @@ def test_the_lower_copy_goes_once_it_was_read(tmp_path: Path) -> None:
         assert _resident_pages(path, size) > 0
         wait_until(lambda: _resident_pages(path, size) == 0)
         assert path.read_bytes() == stored.content
+
+
+def test_a_long_read_leaves_no_second_copy_of_it(tmp_path: Path) -> None:
+    size = 3 * MOST_KEPT
+    stored = StoredLayer(tmp_path / "zeros", size, extent_size=8 * MIB, content=b"")
+    with mounted(tmp_path) as mount, closing(stored):
+        for extent in range(stored.geometry.extents):
+            stripe_map, record = stored.map.locate(extent)
+            stripe_map.set_blocks(record, 0, 8 * MIB // BLOCK_SIZE)
+        mount.ensure()
+        path = mount.add(stored)[0]
+        with path.open("rb", buffering=0) as device:
+            while device.read(MIB):
+                pass
+            seen = [size]
+
+            def little() -> bool:
+                seen.append(_resident_pages(path, size) * mmap.PAGESIZE)
+                return seen[-1] <= MOST_KEPT
+
+            wait_until(little)
+    # Not by time, which leaves nothing.
+    assert seen[-1] > 0

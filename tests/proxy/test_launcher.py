@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import proxy.launcher as launcher_module
+
 ROOT = Path(__file__).resolve().parents[2]
 DRAIN_SECONDS = 1.0
 
@@ -175,6 +177,21 @@ def test_the_pause_before_a_restart_doubles(tmp_path: Path) -> None:
     pauses = [line.rsplit(" in ", 1)[1] for line in lines if "starting it again" in line]
     assert pauses[:3] == ["0.1 s", "0.2 s", "0.4 s"]
     assert "ended with exit status 1 after" in lines[0]
+
+
+def test_a_child_that_has_lived_for_seconds_starts_again_without_a_long_pause() -> None:
+    """Killed every few seconds it is no child that cannot run: whoever reads waits for it."""
+    child = launcher_module._Child("filler", ["true"])
+    killed = signal.SIGKILL.value  # as wait(2) says it
+    for _ in range(3):
+        child.started = time.monotonic()
+        launcher_module._plan_restart(child, killed)
+    assert child.pause == 0.8
+    child.started = time.monotonic() - 2.5
+    launcher_module._plan_restart(child, killed)
+    assert child.pause == 0.2
+    assert child.restart_at is not None
+    assert child.restart_at - time.monotonic() <= 0.1
 
 
 def test_a_child_that_ends_with_2_ends_all_with_2(tmp_path: Path) -> None:
