@@ -69,7 +69,9 @@ def _resemble(files: int, place: Path) -> None:
     made = place / "made"
     layer = make_layer(made, files)
     with tarfile.open(layer.tar) as archive:
-        archive.extractall(place, filter="tar")
+        # By attribute: Debian 12's Python has no `filter` yet, later ones warn without one.
+        archive.extraction_filter = lambda member, _: member
+        archive.extractall(place)
     layer.tar.unlink()
     layer.blob.unlink()
     made.rmdir()

@@ -234,12 +234,16 @@ def _run(work: Callable[[], Awaitable[None]]) -> int:
 @contextmanager
 def _failures() -> Iterator[None]:
     """What goes wrong, as one line for a person."""
+    expected = (ImageError, MountError, FillFailed, FillerUnreachable, OSError)
     try:
         yield
-    except* (ImageError, MountError, FillFailed, FillerUnreachable, OSError) as errors:
-        first: BaseException = errors
+    except (*expected, BaseExceptionGroup) as error:
+        # Not by `except*`: before Python 3.11.4 what is raised there comes out as a group.
+        first: BaseException = error
         while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+            first = (first.subgroup(expected) or first).exceptions[0]
+        if not isinstance(first, expected):
+            raise
         raise CommandFailed(str(first)) from first
 
 

@@ -168,7 +168,7 @@ def test_a_killed_supervisor_is_not_noticed(
 def test_a_second_supervisor_does_not_start(mount: Mounted, device: Path) -> None:
     before = mount.status("pid"), mount.status("daemon")
     second = subprocess.run(
-        ["python", "-m", "mount.supervisor", mount.root, mount.filler.path, "60"],
+        [sys.executable, "-m", "mount.supervisor", mount.root, mount.filler.path, "60"],
         capture_output=True,
         text=True,
         check=False,
