@@ -144,14 +144,17 @@ class LayerMounts:
                 raise _refused(device.layer, error) from error
         return MountedLayer(number, self.path(number), record.direct)
 
-    def unmount(self, number: int, user: str) -> bool:
+    def unmount(self, number: int, user: str | None) -> bool:
         """``user`` is done with a layer; True when nobody else uses it, and it is gone.
+
+        None: nobody is known to use it.
 
         Raises MountRefused.
         """
         try:
             with self._locks.held(number):
-                self._users.remove(number, user)
+                if user is not None:
+                    self._users.remove(number, user)
                 if self._users.of(number):
                     return False
                 self._unmount_all(number)
@@ -179,7 +182,7 @@ class LayerMounts:
         for number in mounted | set(self._table.numbers()):
             if not self._users.of(number):
                 logger.info("mount: layer %d is used by nobody any more", number)
-                self.unmount(number, "")
+                self.unmount(number, None)
         return self.devices()
 
     # --- what is mounted ---
@@ -291,8 +294,9 @@ class LayerMounts:
                 with suppress(OSError):
                     system_calls.unmount(staged, system_calls.MNT_DETACH)
                 raise
-            self._records.write(new)
+            # In this order: killed in between, it is only replaced once more.
             system_calls.unmount(self.path(number), system_calls.MNT_DETACH)
+            self._records.write(new)
         except OSError as error:
             logger.info("mount: layer %d stays as it was mounted: %s", number, error)
             return old

@@ -17,6 +17,7 @@ from mount.snapshotter.snapshot import Kind, Usage
 
 logger = logging.getLogger(__name__)
 
+SNAPSHOTS = "snapshots"
 BLOCK_SIZE = 512
 """Of ``st_blocks`` (stat(2))."""
 _MEANINGFUL = ":,\\"
@@ -29,7 +30,7 @@ class SnapshotDirectories:
 
     def __init__(self, root: Path) -> None:
         """``root`` is ``mount.root``. Raises StartFailed."""
-        self.root = root.absolute() / "snapshots"
+        self.root = root.absolute() / SNAPSHOTS
         if any(sign in str(self.root) for sign in _MEANINGFUL):
             raise StartFailed(f"mount.root {root}: choose a path without any of {_MEANINGFUL}")
         try:

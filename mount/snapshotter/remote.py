@@ -19,7 +19,8 @@ from weakref import WeakValueDictionary
 from headstart.content.config import chain_ids
 from headstart.content.digest import Digest
 from headstart.content.errors import InvalidInput
-from headstart.content.estargz.announced import TOC_DIGEST
+from headstart.content.estargz.announced import TOC_DIGEST, announced_toc
+from headstart.content.layer.errors import LayerRefused
 from headstart.store.known_layer import KnownChain, KnownLayer
 from mount.snapshotter.errors import LayerUnavailable, Stopping
 from mount.snapshotter.layers import Layers
@@ -141,8 +142,10 @@ class RemoteLayers:
             return False
         name = f"{layer.upstream}/{layer.repository}"
         toc = layer.annotations.get(TOC_DIGEST)
-        if toc is not None and toc != labels.get(TOC_DIGEST):
-            # What the client pulls does not vouch for it; the label is of that image's manifest.
+        vouched = labels.get(TOC_DIGEST) == toc if toc is not None else MANIFEST_LABEL in labels
+        if _has_toc(layer) and not vouched:
+            # What the client pulls does not vouch for it. The label of the TOC is of that image's
+            # manifest; of zstd:chunked there is none, but for the manifest's own label.
             logger.info("snapshots: %s is unpacked: its TOC is that of another image", chain)
             return False
         if not any(fnmatchcase(name, pattern) for pattern in self._repositories):
@@ -306,6 +309,14 @@ class RemoteLayers:
             if not wait.done():
                 wait.cancel()
                 await asyncio.gather(wait, return_exceptions=True)
+
+
+def _has_toc(layer: KnownLayer) -> bool:
+    """Whether it would be mounted before its diff ID is known to be right."""
+    try:
+        return announced_toc(layer.annotations, layer.size) is not None
+    except LayerRefused:
+        return True
 
 
 def _look_at(task: "asyncio.Task[Path] | asyncio.Task[None]") -> None:

@@ -7,6 +7,7 @@ the disk (``synchronous = FULL``) before anybody hears of it.
 import sqlite3
 from pathlib import Path
 
+from mount.snapshotter.directories import SNAPSHOTS
 from mount.snapshotter.errors import StartFailed
 
 FORMAT = 1
@@ -56,9 +57,23 @@ def open_database(file: Path) -> sqlite3.Connection:
             raise
     except sqlite3.Error as error:
         raise StartFailed(
-            f"{file}: {error}; remove all images of this snapshotter, then the file"
+            f"{file}: {error}; end its containers and remove its images, then move the file and "
+            f"{file.parent / SNAPSHOTS} away"
         ) from error
     return connection
+
+
+def _check_unused(file: Path) -> None:
+    """A new database knows no snapshot: the next sweep would delete what containers write.
+
+    Raises StartFailed.
+    """
+    snapshots = file.parent / SNAPSHOTS
+    if snapshots.is_dir() and any(path.name.isdecimal() for path in snapshots.iterdir()):
+        raise StartFailed(
+            f"{file} is missing or empty, but {snapshots} holds what containers have written; "
+            f"put the database back, or end them, remove their images, and move {snapshots} away"
+        )
 
 
 def _prepare(connection: sqlite3.Connection, file: Path) -> None:
@@ -71,6 +86,7 @@ def _prepare(connection: sqlite3.Connection, file: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     if found == 0:
+        _check_unused(file)
         connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
     present = {row[1] for row in connection.execute("PRAGMA table_info(snapshot)")}
     for column in _ADDED.keys() - present:

@@ -212,7 +212,9 @@ def test_a_database_of_another_format_is_refused_and_kept(root: Path) -> None:
 def test_a_damaged_database_is_refused_with_the_remedy(root: Path) -> None:
     root.mkdir()
     (root / "snapshots.sqlite").write_bytes(b"no database" * 1000)
-    with pytest.raises(StartFailed, match="remove all images of this snapshotter"):
+    with pytest.raises(
+        StartFailed, match="remove its images, then move the file and .*snapshots away"
+    ):
         run_served(root, root / "layers", _never)
 
 

@@ -41,7 +41,7 @@ class Window:
     def leave(self, holder: Holder) -> None:
         """It is done; the others may hold more."""
         self._holders.discard(holder)
-        for other in self._holders:
+        for other in list(self._holders):  # one that ends by it leaves too
             other.slide()
 
     def stop(self, released: int) -> int:

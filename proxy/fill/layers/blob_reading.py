@@ -63,7 +63,7 @@ class BlobReading:
 
     def notify_refused(self, fill: Fill, failure: FillFailed) -> None:
         """No more will come."""
-        self.fail(of_the_bearer(failure))
+        self.fail(failure)
 
     def notify_evicted(self, fill: Fill) -> None:
         """No more will come; what waits has been told why."""
@@ -72,7 +72,7 @@ class BlobReading:
     def fail(self, failure: FillFailed) -> None:
         """Whoever reads gets this; from any thread."""
         with self._changed:
-            self.failure = self.failure or failure
+            self.failure = self.failure or of_the_bearer(failure)
             self._changed.notify_all()
 
     # --- in the threads that read ---

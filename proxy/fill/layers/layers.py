@@ -37,7 +37,9 @@ TICK_SECONDS = 1.0
 def _claim(known: KnownLayer) -> tuple[object, ...]:
     """What must be the same for two to mean one layer image; where it comes from need not be."""
     annotations = frozenset(known.annotations.items())
-    return known.digest, known.diff_id, known.size, known.media_type, annotations
+    # Above others it may not be made (:func:`.whole.refusal_of`) where it may as a base.
+    above = known.position > 0
+    return known.digest, known.diff_id, known.size, known.media_type, annotations, above
 
 
 def _raise_implied(known: KnownLayer) -> None:
@@ -164,14 +166,18 @@ class Layers:
         if known.upstream not in self._filler.upstreams:
             raise FillFailed("refused", f"{known.upstream} is not among the upstreams")
         await self._books.in_turn(lambda: self._raise_refused(known))
-        layer = await self._open(known)
-        if layer.opening is not None:
-            await asyncio.shield(layer.opening)
-        if layer.failure is not None and layer.failure.code == "refused":
-            raise layer.failure
-        if layer.implied:
-            _raise_implied(known)
-        await self._prove(layer, known)
+        while True:
+            layer = await self._open(known)
+            if layer.opening is not None:
+                await asyncio.shield(layer.opening)
+            if layer.failure is not None and layer.failure.code == "refused":
+                raise layer.failure
+            if layer.implied:
+                _raise_implied(known)
+            await self._prove(layer, known)
+            if layer.failure is not None or self._layers.get(known.digest) is layer:
+                # Else it was closed or evicted while another upstream was asked.
+                break
         self._books.touch(layer)
         return layer
 
@@ -188,10 +194,19 @@ class Layers:
                 # Its files are still somebody's.
                 await layer.ended.wait()
                 continue
-            if _claim(layer.known) != _claim(known):
-                text = f"{known.digest}: is open with the diff ID {layer.known.diff_id}"
-                raise FillFailed("refused", f"{text} as another layer than this one says")
+            self._raise_other(layer, known)
             return layer
+
+    @staticmethod
+    def _raise_other(layer: Layer, known: KnownLayer) -> None:
+        """Raises FillFailed where what is open is not what ``known`` says."""
+        if layer.known.diff_id != known.diff_id:
+            text = f"{known.digest}: is open with the diff ID {layer.known.diff_id}"
+            raise FillFailed("refused", f"{text} as another layer than this one says")
+        if layer.state != "complete" and _claim(layer.known) != _claim(known):
+            # Neither need be wrong, so it is no refusal: whole, it is the same for both.
+            text = "is being made for an image whose manifest says something else of it"
+            raise FillFailed("upstream", f"{known.digest}: {text}; try again when it is whole")
 
     async def _prove(self, layer: Layer, known: KnownLayer) -> None:
         """Another upstream's layer image is only for those whose own upstream has the blob too."""
@@ -285,6 +300,7 @@ class Layers:
         layer = self._layers.get(digest)
         if layer is not None:
             layer.evicted = True
+            self._books.delete(digest)  # a use meanwhile may have entered it again
             self._retire(layer)
             layer.ended.set()
             for listener in list(layer.listeners):

@@ -316,8 +316,11 @@ class LazyMaker:
         elif result.error is not None:
             self._end(failure_of(self._layer, result.error))
             return
-        elif second:
+        elif second and making.writer.done(numbers.start):
             making.copies.over()
+        elif second:
+            # Another thread had it, with the first copy, and found that wrong too.
+            making.copies.again()
         for want in self._layer.wants:
             self._ask(making, want)
         self.slide()

@@ -87,6 +87,7 @@ class Making:
         """The layer need not be begun."""
         if layer in self._queued:
             self._queued.remove(layer)
+            self._books.busy(layer.known.digest, -1)
 
     def stop(self, layer: Layer) -> bool:
         """Have nobody work on the layer any more; whether that is so already."""
@@ -132,6 +133,9 @@ class Making:
             layer.refuse(failure)
             self._made(layer)
             return
+        if self._closed:
+            layer.maker.close()
+            return
         layer.maker.start()
 
     async def _maker(self, layer: Layer) -> WholeMaker | LazyMaker:
@@ -175,6 +179,8 @@ class Making:
         layer.maker = None
         self._books.busy(layer.known.digest, -1)
         if layer.state == "complete":
+            # It may have been told to stop too late for that.
+            layer.closing = False
             layer.vouched.add(layer.known.upstream)
             self._books.note(layer)
             self._retain(layer.known.digest)
