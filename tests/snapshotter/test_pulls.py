@@ -190,6 +190,21 @@ def test_a_toc_is_believed_only_where_the_manifest_that_is_pulled_has_it(
     run(scenario)
 
 
+@pytest.mark.parametrize("vouched", [True, False])
+def test_a_toc_of_zstd_chunked_is_believed_only_where_the_manifest_is_named(
+    run: Run, vouched: bool
+) -> None:
+    prefix = "io.github.containers.zstd-chunked.manifest-"
+    said = {f"{prefix}checksum": str(Digest.of(b"toc")), f"{prefix}position": "10:20:30:1"}
+    labels = {MANIFEST_LABEL: str(Digest.of(b"manifest"))} if vouched else {}
+
+    async def scenario(client: SnapshotsClient, layers: ScriptedLayers) -> None:
+        layers.add([replace(APP[0], annotations=said)])
+        assert await unpacked(client, chain_of(APP, 0), **labels) is not vouched
+
+    run(scenario)
+
+
 def test_an_answer_that_does_not_make_the_chain_id_is_not_believed(run: Run) -> None:
     async def scenario(client: SnapshotsClient, layers: ScriptedLayers) -> None:
         asked = chain_of(APP, 0)

@@ -213,9 +213,18 @@ def test_a_damaged_database_is_refused_with_the_remedy(root: Path) -> None:
     root.mkdir()
     (root / "snapshots.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(
-        StartFailed, match="remove its images, then move the file and .*snapshots away"
+        StartFailed, match=r"remove its images, then move the file and .*snapshots away"
     ):
         run_served(root, root / "layers", _never)
+
+
+def test_a_new_database_beside_what_containers_have_written_is_refused(root: Path) -> None:
+    written = root / "snapshots/3/fs/precious"
+    written.parent.mkdir(parents=True)
+    written.write_text("of a container")
+    with pytest.raises(StartFailed, match="put the database back"):
+        run_served(root, root / "layers", _never)
+    assert written.read_text() == "of a container"
 
 
 async def _never(client: SnapshotsClient) -> None:

@@ -39,3 +39,24 @@ def test_who_stays_may_hold_more_when_somebody_leaves() -> None:
     window.leave(other)
     assert one.slid == 1
     assert window.stop(0) > before
+
+
+class Leaving(Holding):
+    """Somebody whose upstream fails while it slides."""
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self._window = window
+
+    def slide(self) -> None:
+        super().slide()
+        self._window.leave(self)
+
+
+def test_who_stays_may_leave_by_that() -> None:
+    window = Window(64 * MIB, 4)
+    first, others = Holding(), [Leaving(window) for _ in range(3)]
+    for holder in (first, *others):
+        window.join(holder)
+    window.leave(first)
+    assert all(holder.slid for holder in others)
