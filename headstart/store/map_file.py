@@ -34,6 +34,7 @@ import errno
 import mmap
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
@@ -60,7 +61,7 @@ def boot_id() -> bytes:
     return bytes.fromhex(text.strip().replace("-", ""))
 
 
-class MapFile:
+class MapFile(ABC):
     """One stripe's map file, mapped shared; writable in the filler only."""
 
     MAGIC: ClassVar[bytes]
@@ -98,9 +99,9 @@ class MapFile:
         self._first_state = (self.HEADER_SIZE + self.STATE) // 8
 
     @classmethod
+    @abstractmethod
     def record_size(cls, extent_size: int) -> int:
         """Bytes of one extent's record, a multiple of 8."""
-        raise NotImplementedError
 
     @classmethod
     def length(cls, geometry: Geometry, stripe: int) -> int:
@@ -217,9 +218,9 @@ class MapFile:
         start = self._start(record) + _BLAKE3
         self._bytes[start : start + 32] = bytes(32)
 
+    @abstractmethod
     def _clear_presence(self, record: int) -> None:
         """Let one extent's record say that nothing is here."""
-        raise NotImplementedError
 
     def sync(self) -> None:
         """Write the map through to its disk (msync). Raises OSError."""

@@ -17,7 +17,7 @@ from headstart.content.manifest import (
 from headstart.content.reference import ImageReference
 from headstart.registry.client import RegistryClient
 from headstart.registry.upstream import Upstream
-from headstart.store.known_layer import KnownLayer
+from headstart.store.known_layer import KnownLayer, known_layers
 from mount.image.errors import ImageUnusable
 
 _MOST_INDEXES = 2
@@ -58,17 +58,19 @@ async def resolve_image(
         raise ImageUnusable(f"{image}: {error}") from error
     finally:
         await client.aclose()
-    if len(diff_ids) != len(manifest.layers):
+    layers = known_layers(image.registry, image.repository, manifest, diff_ids)
+    if not layers:
         raise ImageUnusable(
             f"{image}: {digest} has {len(manifest.layers)} layers and {len(diff_ids)} diff IDs; "
             "it is no image to be mounted"
         )
-    layers = zip(manifest.layers, diff_ids, strict=True)
-    return ResolvedImage(
-        image,
-        digest,
-        tuple(_known(image, *layer, position) for position, layer in enumerate(layers)),
-    )
+    for layer in manifest.layers:
+        if layer.foreign:
+            raise ImageUnusable(
+                f"{image}: layer {layer.digest} is kept outside of its registry (urls), from where "
+                "nothing is fetched"
+            )
+    return ResolvedImage(image, digest, layers)
 
 
 async def _find_manifest(
@@ -108,21 +110,3 @@ async def _read_config(client: RegistryClient, image: ImageReference, config: De
     if not right or len(body) != config.size:
         raise ImageUnusable(f"{image}: the bytes of its configuration are not {config.digest}")
     return bytes(body)
-
-
-def _known(image: ImageReference, layer: Descriptor, diff_id: Digest, position: int) -> KnownLayer:
-    if layer.foreign:
-        raise ImageUnusable(
-            f"{image}: layer {layer.digest} is kept outside of its registry (urls), from where "
-            "nothing is fetched"
-        )
-    return KnownLayer(
-        image.registry,
-        image.repository,
-        layer.digest,
-        layer.size,
-        diff_id,
-        layer.media_type,
-        layer.annotations,
-        position,
-    )

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 LAYERS = "layers"
 """The directory of the mount points, below ``mount.root``."""
+STAGED = ".new"
+"""Ends the name of a mount point that is put in another's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,16 +176,30 @@ class LayerMounts:
 
         Returns the layers that stay. Raises MountRefused.
         """
-        mounted = {
-            int(point.path.name)
-            for point in mounted_below(self._layers)
-            if point.path.name.isdecimal()
-        }
+        mounted: set[int] = set()
+        for point in mounted_below(self._layers):
+            name = point.path.name
+            if name.isdecimal():
+                mounted.add(int(name))
+            elif name.endswith(STAGED):
+                self._clear_staged(point.path)
         for number in mounted | set(self._table.numbers()):
             if not self._users.of(number):
                 logger.info("mount: layer %d is used by nobody any more", number)
                 self.unmount(number, None)
         return self.devices()
+
+    def _clear_staged(self, staged: Path) -> None:
+        """Unmount what a process that was killed has not put in its place. Raises MountRefused."""
+        try:
+            with self._locks.held(int(staged.name.removesuffix(STAGED))):
+                for _ in mounted_at(staged):
+                    system_calls.unmount(staged, system_calls.MNT_DETACH)
+                staged.rmdir()
+        except FileNotFoundError:
+            pass  # its process lives, and has done so
+        except OSError as error:
+            raise MountRefused(f"{staged}: {error.strerror or error}") from error
 
     # --- what is mounted ---
 
@@ -284,7 +300,7 @@ class LayerMounts:
         if self.mode.through_fuse:
             self._records.write(new)  # the mount is the same
             return new
-        staged = self._layers / f"{number}.new"
+        staged = self._layers / f"{number}{STAGED}"
         try:
             staged.mkdir(exist_ok=True, mode=0o700)
             self.mode.mount(new.files, staged)

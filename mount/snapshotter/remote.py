@@ -170,7 +170,7 @@ class RemoteLayers:
             return
         if lease not in remote.leases or remote.refused is not None:
             verifying = self._verify(layer, urgent=True)
-            await self._unless_stopping(asyncio.shield(verifying))
+            await self._unless_stopping(_result(verifying, layer))
             return
         await self._ready(layer)
 
@@ -182,13 +182,8 @@ class RemoteLayers:
         """
         if name not in self.nameless.unsettled:
             return
-        try:
-            if not remote.verified:
-                await self._ready(remote.layer)
-        except LayerUnavailable:
-            # The pull has failed; containerd collects what there is of it.
-            self.nameless.unsettled.discard(name)
-            raise
+        if not remote.verified:
+            await self._ready(remote.layer)
         self.nameless.unsettled.discard(name)
 
     async def _ready(self, layer: KnownLayer) -> None:
@@ -250,7 +245,7 @@ class RemoteLayers:
             self._mounting[layer.digest] = task
             task.add_done_callback(lambda done: self._mounting.pop(layer.digest, None))
             task.add_done_callback(_look_at)
-        return await asyncio.shield(task)
+        return await _result(task, layer)
 
     async def _mount(self, layer: KnownLayer) -> Path:
         async with self._lock(layer.digest):
@@ -267,6 +262,8 @@ class RemoteLayers:
     async def release(self) -> None:
         """Unmount the layers that no snapshot uses any more."""
         for layer in await self._worker.run(self._records.unused_layers):
+            if not await self._worker.run(self._records.uses, layer.digest):
+                await self._abandon(layer.digest)
             async with self._lock(layer.digest):
                 # Asked under the lock: who has added a snapshot since mounts after us.
                 if not await self._worker.run(self._records.uses, layer.digest):
@@ -276,6 +273,17 @@ class RemoteLayers:
                         logger.warning("snapshots: %s stays mounted: %s", layer.digest, error)
                         continue
                 await self._worker.run(self._records.forget_unused, layer.digest)
+
+    async def _abandon(self, digest: Digest) -> None:
+        """Nobody is left for whom a layer could be waited for, or mounted when it has come."""
+        tasks: list[asyncio.Task[Path] | asyncio.Task[None]] = [
+            task for (layer, _), task in self._verifying.items() if layer.digest == digest
+        ]
+        if digest in self._mounting:
+            tasks.append(self._mounting[digest])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def stop(self) -> None:
         """Who waits in a pull is told to try again."""
@@ -309,6 +317,16 @@ class RemoteLayers:
             if not wait.done():
                 wait.cancel()
                 await asyncio.gather(wait, return_exceptions=True)
+
+
+async def _result(task: "asyncio.Task[T]", layer: KnownLayer) -> T:
+    """What a task gives that several may wait for. Raises LayerUnavailable when it is abandoned."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            raise
+        raise LayerUnavailable(f"layer {layer.digest}: its last snapshot was removed") from None
 
 
 def _has_toc(layer: KnownLayer) -> bool:

@@ -116,6 +116,7 @@ class Snapshotter:
         Raises SnapshotMissing and SnapshotInUse.
         """
         await self._worker.run(self._records.remove, key)
+        self._remote.nameless.unsettled.discard(key)
 
     async def stat(self, key: str, caller: Caller) -> Snapshot:
         """A snapshot; for the pull of a layer, when that is ready.
@@ -154,12 +155,14 @@ class Snapshotter:
         """The snapshots that a filter matches.
 
         containerd takes the first one with the chain ID that it pulls: those of its namespace come
-        first, and of these the newest. Raises InvalidRequest.
+        first, of these what its own pull has prepared, and of these the newest. Raises
+        InvalidRequest.
         """
         matches = parse_filters(filters)
         found = [one for one in await self._worker.run(self._records.all) if matches(one)]
         if caller.namespace is not None:
             mine = f"{caller.namespace}/"
+            found.sort(key=lambda snapshot: not _prepared_by(snapshot, caller))
             found.sort(key=lambda snapshot: not snapshot.name.startswith(mine))
         elif filters:
             found = self._remote.nameless.found(found)
@@ -259,3 +262,8 @@ class Snapshotter:
             )
         except SnapshotError as error:
             logger.info("snapshots: %s", error)
+
+
+def _prepared_by(snapshot: Snapshot, caller: Caller) -> bool:
+    """Whether the pull that asks has prepared a layer; another may say something else of it."""
+    return snapshot.remote is not None and caller.lease in snapshot.remote.leases

@@ -1,6 +1,7 @@
 """The open files of an object: its extents read back and held against their BLAKE3."""
 
 import os
+from abc import ABC, abstractmethod
 
 from blake3 import blake3
 
@@ -10,7 +11,7 @@ from headstart.store.map_file import STATE_HASHED, JoinedMap, MapFile
 READ_BACK_SIZE = MIB
 
 
-class ExtentFiles:
+class ExtentFiles(ABC):
     """All stripes of one blob or layer image. Reads may come from any thread."""
 
     def __init__(self, geometry: Geometry, descriptors: list[int]) -> None:
@@ -18,9 +19,9 @@ class ExtentFiles:
         self.geometry = geometry
         self._descriptors = descriptors
 
+    @abstractmethod
     def published(self) -> JoinedMap[MapFile]:
         """The map. Raises ValueError while there is none."""
-        raise NotImplementedError
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """Read into ``target``; how many bytes, fewer only at an extent's end. Raises OSError."""

@@ -15,7 +15,7 @@ from mount.device.table import DeviceTable
 from mount.mounting import system_calls
 from mount.mounting.errors import FilesMissing, MountRefused
 from mount.mounting.layer_mounts import LayerImage, LayerMounts
-from mount.mounting.modes import Mode
+from mount.mounting.modes import LayerFiles, Mode
 from mount.mounting.mount_table import mounted_at, mounted_below
 from mount.mounting.overlay import mount_overlay
 from mount.mounting.probe import choose_mode
@@ -151,6 +151,20 @@ def test_mounts_survive_the_process(
     assert successor.mounted(number) and successor.mounted(incomplete)
     assert successor.mount(whole, "one").number == number
     assert list(mounted_below(root / "layers")) == before
+
+
+def test_what_a_killed_process_has_not_put_in_its_place_goes_at_the_next_start(
+    mounts: LayerMounts, root: Path, device_files: DeviceFiles
+) -> None:
+    image = small_image(root / "used")
+    number = mounts.mount(image, "one").number
+    staged = root / "layers" / f"{number}.new"
+    staged.mkdir()
+    for _ in range(2):
+        mounts.mode.mount(LayerFiles(image.meta, image.devices), staged)
+    assert [device.number for device in again(mounts, root, device_files).adopt()] == [number]
+    assert [point.path.name for point in mounted_below(root / "layers")] == [str(number)]
+    assert not staged.exists()
 
 
 def test_what_nobody_uses_any_more_goes_at_the_next_start(

@@ -89,7 +89,9 @@ class SnapshotsClient:
         request.update_mask.paths.extend(paths)
         return (await self._call("Update", request, "UpdateSnapshotResponse")).info
 
-    async def list(self, *filters: str, namespace: str | None = NAMESPACE) -> list[Any]:
+    async def list(
+        self, *filters: str, namespace: str | None = NAMESPACE, lease: str | None = None
+    ) -> list[Any]:
         call = self._channel.unary_stream(
             f"/{SERVICE}/List",
             request_serializer=_serialized,
@@ -97,7 +99,7 @@ class SnapshotsClient:
         )
         request = MESSAGES["ListSnapshotsRequest"](filters=filters)
         found: list[Any] = []
-        async for answer in call(request, metadata=_metadata(namespace, None), timeout=20):
+        async for answer in call(request, metadata=_metadata(namespace, lease), timeout=20):
             found += answer.info
         return found
 
@@ -141,7 +143,7 @@ class SnapshotsClient:
         else:
             raise AssertionError(f"{chain} has to be unpacked")
         listed = await self.list(
-            f'labels."{REF_LABEL}"=={chain},parent=="{parent}"', namespace=said
+            f'labels."{REF_LABEL}"=={chain},parent=="{parent}"', namespace=said, lease=lease
         )
         assert listed and listed[0].parent == parent and listed[0].kind == 3
         assert listed[0].labels[REF_LABEL] == str(chain)

@@ -96,8 +96,9 @@ def test_a_failure_ends_the_pull_and_the_retry_unpacks_it(run: Run) -> None:
     async def scenario(client: SnapshotsClient, layers: ScriptedLayers) -> None:
         layers.fail("mountable", APP[0], LayerUnavailable("the upstream is down"))
         name = await pull(client, "mine", BASE)
-        async with failing(StatusCode.UNAVAILABLE, "the upstream is down"):
-            await client.stat(name, namespace=None)
+        for _ in range(2):
+            async with failing(StatusCode.UNAVAILABLE, "the upstream is down"):
+                await client.stat(name, namespace=None)
         await client.remove(name)
         layers.recover("mountable", APP[0])
         assert await client.prepare(
