@@ -262,7 +262,8 @@ class RemoteLayers:
     async def release(self) -> None:
         """Unmount the layers that no snapshot uses any more."""
         for layer in await self._worker.run(self._records.unused_layers):
-            if not await self._worker.run(self._records.uses, layer.digest):
+            used = await self._worker.run(self._records.uses, layer.digest)
+            if not used:
                 await self._abandon(layer.digest)
             async with self._lock(layer.digest):
                 # Asked under the lock: who has added a snapshot since mounts after us.
