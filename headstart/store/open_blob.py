@@ -26,6 +26,11 @@ class OpenBlob(OpenObject):
         self.ready = anyio.Event()
         self._blob: CachedBlob | None = None
         self._retired: list[CachedBlob] = []
+        self.opened_empty = False
+        """Whether nothing of it was in the store before this open; the first answer takes it back.
+
+        The map cannot tell: by the time it can be read, the first bytes may have come.
+        """
         self.gone = False
         """Whether the files were evicted before they could be opened: opening again may do."""
         self.on_stale: Callable[[], None] | None = None
@@ -41,6 +46,7 @@ class OpenBlob(OpenObject):
     def take(self, received: Message) -> None:
         """Take over a state, and the files where it names them."""
         if received.get("state") == "planning":
+            self.opened_empty = received.get("empty") is True
             return
         if "paths" not in received and self._blob is not None:
             self.arrived()

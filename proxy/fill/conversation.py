@@ -211,7 +211,8 @@ class Conversation:
         if handle.proven:
             self.send({**opened, **described(fill)})
         else:
-            self.send({**opened, "state": "planning"})
+            # Whatever of it is here when this arrives has come because of this very open.
+            self.send({**opened, "state": "planning", "empty": fill.table is None})
             self._fetch_first(handle, message.get("first"))
 
     def _handle(self, fill: Fill, source: BlobSource) -> BlobHandle:

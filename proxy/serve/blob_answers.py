@@ -78,7 +78,7 @@ class BlobAnswers:
         else:
             try:
                 size = lent.handle.blob.size
-                cache = Presence(lent.handle.blob, whole(size)).word()
+                cache = Presence(lent.handle, whole(size)).word()
             finally:
                 self._services.blobs.give_back(lent)
         fields = blob_fields(ask.digest, cache) + whole(size).fields()
@@ -152,7 +152,7 @@ class BlobAnswers:
                 watch.waited_for_filler(opening)
             transmission = Transmission(ask.request, ask.digest, delivery, watch)
             try:
-                if all_here(blob, delivery):
+                if all_here(blob, delivery) and not handle.opened_empty:
                     await self._tell_chains(ask, handle, delivery)
                     await transmission.start(b"hit", blob.verified)
                     await transmission.send_all(blob)
@@ -204,7 +204,7 @@ class BlobAnswers:
     ) -> None:
         """Send as bytes arrive; what no disk can take passes through."""
         arrivals = Arrivals(self._services.filler, handle, watch.waited_for_filler)
-        presence = Presence(handle.blob, transmission.delivery)
+        presence = Presence(handle, transmission.delivery)
         try:
             with Departure(ask.request.receive):
                 await self._send_arriving(ask, handle, transmission, arrivals, presence, patience)

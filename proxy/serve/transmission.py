@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from headstart.content.digest import Digest
 from headstart.store.cached_blob import CachedBlob, DescriptorRun
+from headstart.store.open_blob import OpenBlob
 from proxy.serve.delivery import Delivery
 from proxy.serve.request import Fields, Request
 from proxy.serve.services import BlobWatch
@@ -29,12 +30,17 @@ class Presence:
     What is here from the start of each part on is counted to the byte, further on whole extents.
     """
 
-    def __init__(self, blob: CachedBlob, delivery: Delivery) -> None:
-        """Look at the map once."""
+    def __init__(self, handle: OpenBlob, delivery: Delivery) -> None:
+        """Look at the map once; not at all where the handle was opened for this very answer."""
+        blob = handle.blob
         self._extent_size = blob.geometry.extent_size
         self._prefixes: list[tuple[int, int]] = []
         self._whole: set[int] = set()
         self.bytes = 0
+        self.complete = False
+        if handle.opened_empty:
+            handle.opened_empty = False
+            return
         for start, stop in delivery.parts:
             reached = start + blob.available(start, stop - start)
             self._prefixes.append((start, reached))

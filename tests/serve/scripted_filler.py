@@ -60,6 +60,8 @@ class ScriptedFiller:
         self.extent_size = extent_size
         self.brings = False
         """Whether every want brings the whole blob and verifies it."""
+        self.hurries = False
+        """Whether the whole blob is here, and verified, before an open is told its files."""
         self.received: list[Message] = []
         """All messages but greetings, in their order."""
         self._objects: dict[str, _Object] = {}
@@ -198,7 +200,7 @@ class ScriptedFiller:
         self.received.append(message)
         match message["type"]:
             case "open":
-                self._open(talk, message)
+                await self._open(talk, message)
             case "want":
                 await self._want(talk, message)
             case "cancel":
@@ -211,7 +213,7 @@ class ScriptedFiller:
             case _:
                 talk.send({"type": "ok", "id": number})
 
-    def _open(self, talk: _Talk, message: Message) -> None:
+    async def _open(self, talk: _Talk, message: Message) -> None:
         digest = str(message["digest"])
         failure = self._refusals.get(digest)
         if failure is None and digest not in self._objects:
@@ -222,16 +224,21 @@ class ScriptedFiller:
         stored = self._objects[digest]
         handle = next(self._numbers)
         stored.handles[handle] = talk
-        talk.send(
-            {
-                "type": "opened",
-                "id": message["id"],
-                "handle": handle,
-                "state": "streaming",
-                "paths": [str(path) for path in stored.paths],
-                "map": [str(path.with_name(path.name + ".map")) for path in stored.paths],
-            }
-        )
+        opened: Message = {"type": "opened", "id": message["id"], "handle": handle}
+        files: Message = {
+            "state": "streaming",
+            "paths": [str(path) for path in stored.paths],
+            "map": [str(path.with_name(path.name + ".map")) for path in stored.paths],
+        }
+        if self.hurries and not stored.map.verified:
+            talk.send({**opened, "state": "planning", "empty": True})
+            del stored.handles[handle]
+            await self._bring(stored, 0, len(stored.payload))
+            await self._verify(stored)
+            stored.handles[handle] = talk
+            talk.send({"type": "state", "handle": handle, **files})
+            return
+        talk.send({**opened, **files})
 
     async def _want(self, talk: _Talk, message: Message) -> None:
         number, handle = int(str(message["id"])), int(str(message["handle"]))

@@ -132,6 +132,15 @@ def test_head_goes_out_alone_when_the_first_byte_takes_long(
     assert client.exactly(SIZE) == PAYLOAD
 
 
+def test_what_an_open_itself_has_brought_was_not_in_the_cache(
+    filler: ScriptedFiller, client: Client
+) -> None:
+    digest = filler.add_blob(PAYLOAD)
+    filler.hurries = filler.brings = True
+    words = [get(client, digest).fields["x-headstart-cache"] for _ in range(2)]
+    assert words == ["miss", "hit"]
+
+
 def test_partly_cached_blob(filler: ScriptedFiller, client: Client) -> None:
     digest = filler.add_blob(PAYLOAD)
     filler.bring(digest, MIB)
