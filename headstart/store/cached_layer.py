@@ -87,21 +87,22 @@ class CachedLayer:
                 count -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def read_at_once(self, offset: int, length: int) -> bytes | None:
-        """As :meth:`read`, but never waits for the disk.
+    def read_at_once(self, offset: int, into: memoryview) -> bool:
+        """Fill ``into`` with available bytes from ``offset`` on, without waiting for a disk.
 
-        None where the bytes are not all in the page cache, or lie in several stripes.
+        False, and anything in ``into``, where they are not all in the page cache.
         """
-        runs = list(self.geometry.runs(offset, offset + length))
-        if len(runs) != 1:
-            return None
-        stripe, file_offset, _ = runs[0]
-        content = bytearray(length)
-        try:
-            count = os.preadv(self._devices[stripe], [content], file_offset, os.RWF_NOWAIT)
-        except OSError:  # not in the page cache, or a file system that cannot say so
-            return None
-        return bytes(content) if count == length else None
+        position = 0
+        for stripe, file_offset, count in self.geometry.runs(offset, offset + len(into)):
+            piece = into[position : position + count]
+            try:
+                got = os.preadv(self._devices[stripe], [piece], file_offset, os.RWF_NOWAIT)
+            except OSError:  # not in the page cache, or a file system that cannot say so
+                return False
+            if got != count:
+                return False
+            position += count
+        return True
 
     def close(self) -> None:
         """Close the files and unmap; a second time does nothing."""

@@ -35,6 +35,11 @@ class OpenLayers:
         self._held: dict[int, _Held] = {}
         self._opening: dict[int, anyio.Lock] = {}
 
+    def at_hand(self, number: int) -> OpenLayer | None:
+        """One that is open, for as long as the caller does not wait for anything."""
+        held = self._held.get(number)
+        return None if held is None else held.layer
+
     @asynccontextmanager
     async def using(
         self, device: DataDevice, instead_of: OpenLayer | None = None

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import anyio
 from anyio.to_thread import run_sync
@@ -67,13 +68,15 @@ class Trees:
     async def read(self, inode: int, offset: int, length: int) -> bytes:
         """Exactly these bytes of a regular file, as far as it goes; waits until they are here.
 
+        They are the caller's until it waits for anything, as of :meth:`DeviceFiles.read_at_once`.
         Raises as :meth:`of`, :meth:`Tree.ranges` and :meth:`DeviceFiles.read_ranges`.
         """
         tree = await self.of(inode)
         ranges = tree.ranges(inode, offset, length)
         if tree.number == PROBE_NUMBER:
             return b"".join(_read_probe(piece) for piece in ranges)
-        return await self._files.read_ranges(tree.number, ranges)
+        here = cast("bytes | None", self._files.ranges_at_once(tree.number, ranges))
+        return await self._files.read_ranges(tree.number, ranges) if here is None else here
 
     def forget_removed(self) -> None:
         """Close the trees of layers that the table does not have any more. Raises OSError."""

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -333,12 +334,77 @@ def test_f54_a_read_that_the_store_answers_short_is_an_error(
 ) -> None:
     """The kernel would fill what is missing with zeros."""
     monkeypatch.setattr(CachedLayer, "read", lambda _, __, length: bytes(length - 1))
-    monkeypatch.setattr(CachedLayer, "read_at_once", lambda *_: None, raising=False)
 
     async def run() -> None:
         async with device_files(filler, table) as files:
             with pytest.raises(ReadFailed, match=f"{PAGE - 1} bytes were read where {PAGE} are"):
                 await files.read(inode_of(1, 0), 0, PAGE)
+
+    trio.run(run)
+
+
+def test_what_is_read_at_once_is_what_a_read_answers(
+    filler: LayerFiller, table: DeviceTable, stored: StoredLayer
+) -> None:
+    stored.complete()
+    found: list[bool] = []
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.integers(0, STRIPES - 1), st.integers(0, SIZE), st.integers(0, 3 * UNIT_SIZE))
+    def check(stripe: int, offset: int, length: int) -> None:
+        async def run() -> None:
+            async with device_files(filler, table) as files:
+                inode = inode_of(1, stripe)
+                assert files.read_at_once(inode, offset, length) is None, "not open yet"
+                content = await files.read(inode, offset, length)
+                here = files.read_at_once(inode, offset, length)
+                found.append(here is not None)
+                assert here is None or here == content
+
+        trio.run(run)
+
+    check()
+    assert any(found), "the page cache has what was just read"
+
+
+def test_nothing_is_read_at_once_that_is_missing_or_of_another_layer_image(
+    tmp_path: Path, filler: LayerFiller, table: DeviceTable, stored: StoredLayer
+) -> None:
+    other = StoredLayer(tmp_path / "again/layer", SIZE, stripes=STRIPES, meta=b"other metadata")
+    other.complete()
+    inode = inode_of(1, 0)
+
+    async def run() -> None:
+        async with device_files(filler, table) as files:
+            await files.read(inode, 0, PAGE)
+            assert bytes(files.read_at_once(inode, 0, PAGE) or b"") == stored.content[:PAGE]
+            assert files.read_at_once(inode, UNIT_SIZE, PAGE) is None
+            filler.add(other)
+            await trio.to_thread.run_sync(filler.stop)
+            filler.start()
+            with pytest.raises(ReadFailed, match="made anew"):
+                await files.read(inode, UNIT_SIZE, PAGE)
+            assert files.read_at_once(inode, 0, PAGE) is None
+
+    try:
+        trio.run(run)
+    finally:
+        other.close()
+
+
+def test_f54_a_file_that_was_truncated_is_never_answered_short(
+    filler: LayerFiller, table: DeviceTable, stored: StoredLayer
+) -> None:
+    stored.complete()
+
+    async def run() -> None:
+        async with device_files(filler, table) as files:
+            inode = inode_of(1, 0)
+            await files.read(inode, 0, 2 * PAGE)
+            os.truncate(stored.devices[0], PAGE)
+            assert files.read_at_once(inode, 0, 2 * PAGE) is None
+            with pytest.raises(ReadFailed):
+                await files.read(inode, 0, 2 * PAGE)
 
     trio.run(run)
 
