@@ -96,6 +96,11 @@ class ColdNode:
                 raise TimeoutError(f"still mounted: {self.plugin.mounts()}")
             time.sleep(_LOOK_EVERY_SECONDS)
 
+    def restart(self) -> None:
+        """A containerd that has started nothing yet: the first container costs it a bit more."""
+        self.containerd.stop()
+        self.containerd.start()
+
     def files(self) -> list[Path]:
         """What there is of the image on this node's disk: layer images, or unpacked files."""
         if self.mirror is not None and self.plugin is not None:

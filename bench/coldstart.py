@@ -2,7 +2,8 @@
 
 The image has a Python library and weights, all of which the program reads before it answers. What
 is wanted follows from the link: nobody answers before the bytes that were read have come, nor
-sooner after that than the program takes by itself. Needs root.
+sooner after that than the program takes by itself. Every leg is the first start of its containerd.
+Needs root.
 """
 
 import os
@@ -118,8 +119,10 @@ def _stock(
 ) -> _Legs:
     with stock_node(place, link, registry, mirrored=False) as node:
         yield STOCK, lambda: node.start(GZIP, image.paths(), expected)
+        node.restart()
         _make_room(image)
         yield UNPACKED, lambda: node.start(GZIP, image.paths(), expected, pull=False)
+        node.restart()
         _leave_memory(node)
         _make_room(image)
         yield UNPACKED_DISK, lambda: node.start(GZIP, image.paths(), expected, pull=False)
@@ -138,9 +141,11 @@ def _unconverted(
     with mounting_node(place, link, registry) as node:
         yield UNCONVERTED, lambda: node.start(GZIP, image.paths(), expected)
         node.forget(GZIP)
+        node.restart()
         _make_room(image)
         yield WARM, lambda: node.start(GZIP, image.paths(), expected)
         node.forget(GZIP)
+        node.restart()
         _leave_memory(node)
         _make_room(image)
         yield WARM_DISK, lambda: node.start(GZIP, image.paths(), expected)
