@@ -123,7 +123,10 @@ class OpenLayer(OpenObject):
     # --- what readers and mounts do ---
 
     def raise_priority(self, priority: str) -> None:
-        """Want all of it, as ``mount`` where somebody waits, as ``prefetch`` else; until closed."""
+        """Want all of it, until closed: as ``mount`` where somebody waits for it.
+
+        As ``prefetch`` it is a hint only: ``prefetch.policy`` says how much of it comes, and when.
+        """
         if self._whole is not None:
             self._client.drop_want(self, self._whole[0])
         message: Message = {"type": "want", "offset": 0, "length": None}

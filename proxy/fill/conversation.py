@@ -24,6 +24,7 @@ from headstart.store.wire import (
 from proxy.fill.blob_handle import BlobHandle, described
 from proxy.fill.fill import Fill
 from proxy.fill.filler import Filler
+from proxy.fill.layers.layer import PREFETCH
 from proxy.fill.layers.layer_handle import LayerHandle
 from proxy.fill.layers.layers import Layers
 from proxy.fill.parties import BlobSource, Want
@@ -296,7 +297,8 @@ class Conversation:
         level, order, settle = PRIORITIES.index(priority), next(self._orders), self._settle(number)
         if isinstance(handle, LayerHandle):
             stop = offset + length if _is_size(length) else None
-            handle.add_want(number, offset, stop, level, settle)
+            hint = stop is None and bulk is True and level >= PREFETCH
+            handle.add_want(number, offset, stop, level, settle, hint=hint)
         elif _is_size(length):
             urged = bulk if isinstance(bulk, bool) else None
             handle.add_want(number, offset, length, level, urged, order, settle)

@@ -162,6 +162,8 @@ def _filler(
             window=fetch.window,
             connections=connections if isinstance(connections, int) else START_CONNECTIONS,
             extent_size=cache.extent_size,
+            policy=configuration.prefetch.policy,
+            background=configuration.prefetch.background,
         ),
     )
     return filler, layers

@@ -95,7 +95,8 @@ async def _wanted(
         while True:
             raised = job.raised
             want = await wants.enter_async_context(
-                handle.wanting(0, length, job.priority, bulk=True)
+                # Of a layer image that would be a hint only.
+                handle.wanting(0, length, job.priority, bulk=length is not None)
             )
             is_whole = asyncio.ensure_future(whole(want))
             more_urgent = asyncio.ensure_future(raised.wait())

@@ -83,11 +83,13 @@ def running_stage(
 ) -> Iterator[Stage]:
     """A mirror of one scripted upstream; ``settings`` are sections of its configuration."""
     deadlines = {"deadlines": {"connect": "2s", "first_byte": "5s", "stall": "5s"}}
+    given = dict(settings or {})
+    given["fetch"] = {**deadlines, **given.get("fetch", {})}
     with ScriptedUpstream() as upstream:
         mirror = Mirror(
             directory / "mirror",
             {upstream.host: upstream_at(upstream.url)},
-            settings={"fetch": deadlines, **(settings or {})},
+            settings=given,
         )
         with mirror:
             yield Stage(mirror, upstream)

@@ -44,13 +44,18 @@ class Window:
         for other in list(self._holders):  # one that ends by it leaves too
             other.slide()
 
+    @property
+    def share(self) -> int:
+        """How many bytes each holder may have on their way or not yet used."""
+        return max(self._size // max(1, len(self._holders)), 2 * SMALLEST_RANGE)
+
     def stop(self, released: int) -> int:
         """Up to which byte one may want, of which those before ``released`` are used.
 
         At least two ranges ahead, so that one arrives while one is used; on a grid, so that the
         ranges are large; never so near that who uses whole pieces waits for the rest of one.
         """
-        share = max(self._size // max(1, len(self._holders)), 2 * SMALLEST_RANGE)
+        share = self.share
         grid = max(MIB, min(self.range_size, share // 2 // MIB * MIB))
         return max((released + share) // grid * grid, released + 2 * MIB)
 

@@ -1,16 +1,18 @@
 """Which members of a layer with a TOC are asked for, and which of those have come.
 
-What somebody waits for is urgent; everything else streams in the blob's order, as far ahead as the
-window allows. Runs on the filler's loop: no turn of it walks all members.
+What somebody waits for is urgent. Everything else streams, as far ahead as the window allows: what
+is wanted first, then the rest in the blob's order. Runs on the filler's loop: no turn of it walks
+all members.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from headstart.store.geometry import KIB, MIB, UNIT_SIZE
 from proxy.fill.layers.arriving import Window
 from proxy.fill.layers.members import MemberWriter
+from proxy.fill.layers.preferred import Preferred
 from proxy.fill.reach import Reach
 
 BATCH_SIZE = 512 * KIB
@@ -63,6 +65,7 @@ class Asking:
         self._reach = reach
         self._urgent: list[_Cell] = []
         self._stream: list[_Cell] = []
+        self._preferred: Preferred | None = None
         self._low = 0
         self._streamed = 0
 
@@ -86,23 +89,58 @@ class Asking:
             self._blob.ask(start, end, priority, bulk=False, reach=beyond)
             self._urgent.append(_Cell(first, last + 1, until))
 
-    def slide(self, priority: int) -> None:
-        """Let the stream go on as far as the window allows."""
+    def prefer(self, members: Iterable[range]) -> None:
+        """Have the stream bring these members first, in this order."""
+        self._preferred = Preferred(self._writer, members, self._window.range_size)
+
+    def slide_preferred(self, priority: int) -> bool:
+        """Let the stream go on with what comes first; whether all of that has been asked for."""
+        while self._preferred is not None:
+            if self._on_their_way() >= self._window.share:
+                return False
+            runs = self._preferred.next_runs()
+            if runs is None:
+                self._preferred = None
+            for run in runs or ():
+                self._ask_stream(run, priority)
+        return True
+
+    def _on_their_way(self) -> int:
+        """Bytes of the stream that have been asked for and not been given out, by units."""
+        size = 0
+        for cell in self._stream:
+            first = self._writer.next_missing(cell.next, cell.stop)
+            if first is not None:
+                size += max(UNIT_SIZE, self._begin(cell.stop) - self._begin(first))
+        return size
+
+    def _ask_stream(self, numbers: range, priority: int) -> None:
+        self._stream.append(_Cell(numbers.start, numbers.stop, numbers.stop))
+        for first, last in self._runs(numbers):
+            start, stop = self._chunks.member(first).start, self._chunks.member(last).stop
+            self._blob.ask(start, stop, priority, bulk=True)
+
+    def slide_rest(self, priority: int, most: int | None = None) -> int:
+        """Let the stream go on in the blob's order; how many bytes of it, at most ``most``.
+
+        But a member at least.
+        """
         low = self._writer.next_missing(self._low)
         if low is None:
-            return
+            return 0
         self._low = low
-        start, stop, _ = self._chunks.member(low)
-        stop = min(self._blob.size, max(self._window.stop(start), stop))
         first = max(low, self._streamed)
+        start, stop, _ = self._chunks.member(low)
+        # What came first takes its part of the window.
+        room = self._window.share - self._on_their_way()
+        limit = self._begin(first) + (room if most is None else min(room, most))
+        stop = min(self._blob.size, max(min(self._window.stop(start), limit), stop))
         until = self._writer.members_within(start, stop).stop
         if until <= first:
-            return
+            return 0
         self._streamed = until
-        self._stream.append(_Cell(first, until, until))
-        for begin, end in self._runs(range(first, until)):
-            begin_byte, end_byte = self._chunks.member(begin).start, self._chunks.member(end).stop
-            self._blob.ask(begin_byte, end_byte, priority, bulk=True)
+        self._ask_stream(range(first, until), priority)
+        return self._begin(until) - self._begin(first)
 
     def again(self, numbers: range) -> None:
         """Members that were given out were not written; their bytes are here."""

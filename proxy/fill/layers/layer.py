@@ -16,6 +16,7 @@ from proxy.fill.layers.layer_files import LayerFiles
 
 LEAST_URGENT = len(PRIORITIES)
 PREFETCH = PRIORITIES.index("prefetch")
+BACKGROUND = PRIORITIES.index("background")
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,8 @@ class LayerWant:
     stop: int | None
     priority: int
     settle: Callable[[FillFailed | None], None]
+    hint: bool = False
+    """Whether nobody waits: ``prefetch.policy`` says what of it comes."""
     asked: int = 0
     """Up to which of its bytes the maker has asked."""
 
@@ -93,6 +96,12 @@ class Layer:
     def stream_priority(self) -> int:
         """How urgently it streams: as its most urgent want, or ahead of a mount that may come."""
         return min((want.priority for want in self.wants), default=PREFETCH)
+
+    @property
+    def rest_priority(self) -> int:
+        """How urgently what is not wanted first streams: somebody may wait for all of it."""
+        whole = (want.priority for want in self.wants if want.stop is None and not want.hint)
+        return min(whole, default=BACKGROUND)
 
     @property
     def settled(self) -> bool:

@@ -29,10 +29,20 @@ class LayerHandle:
         self._send({"type": "state", "handle": self.number, "state": "evicted"})
 
     def add_want(
-        self, number: int, offset: int, stop: int | None, priority: int, settle: Settle
+        self,
+        number: int,
+        offset: int,
+        stop: int | None,
+        priority: int,
+        settle: Settle,
+        *,
+        hint: bool,
     ) -> None:
-        """The client waits for bytes of the data device, or for all of it (``stop`` None)."""
-        want = self.wants[number] = LayerWant(offset, stop, priority, settle)
+        """The client waits for bytes of the data device, or for all of it (``stop`` None).
+
+        With ``hint`` it does not wait, it only has the layer image open.
+        """
+        want = self.wants[number] = LayerWant(offset, stop, priority, settle, hint)
         self.layer.add_want(want)
 
     def settled(self, number: int) -> None:

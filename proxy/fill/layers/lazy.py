@@ -1,8 +1,8 @@
 """Makes the layer image of an eStargz or zstd:chunked layer: mountable once its TOC is here.
 
-Everything streams in the blob's order, landmark files first because they lie first; what somebody
-waits for goes before it. Members are written by two threads as their bytes come, in any order. The
-diff ID is checked when all are here.
+Everything streams: what is wanted first (:mod:`.streaming`), then the rest in the blob's order;
+what somebody waits for goes before it. Members are written by two threads as their bytes come, in
+any order. The diff ID is checked when all are here.
 """
 
 import logging
@@ -19,13 +19,14 @@ from proxy.fill.layers.arriving import Window
 from proxy.fill.layers.asking import WANT_SIZE, Asking
 from proxy.fill.layers.batch import Written, write_all
 from proxy.fill.layers.diff_id_check import DiffIdCheck
-from proxy.fill.layers.layer import Layer, LayerWant
+from proxy.fill.layers.layer import BACKGROUND, Layer, LayerWant
 from proxy.fill.layers.layer_files import LayerFiles
 from proxy.fill.layers.members import MemberWriter
 from proxy.fill.layers.planning import KeptReads, make_plan
 from proxy.fill.layers.scattered import ScatteredBlob
 from proxy.fill.layers.second_copies import SecondCopies
 from proxy.fill.layers.source import SourceFailed
+from proxy.fill.layers.streaming import Streaming
 from proxy.fill.layers.whole import Workshop, failure_of, refusal_of
 from proxy.fill.reach import Reach
 
@@ -60,6 +61,7 @@ class LazyMaker:
         store: LayerStore,
         window: Window,
         reach: Reach,
+        streaming: Streaming,
         workshop: Workshop,
         threads: ThreadPoolExecutor,
         afresh: Callable[[], ScatteredBlob],
@@ -78,6 +80,7 @@ class LazyMaker:
         self._store = store
         self._window = window
         self._reach = reach
+        self._streaming = streaming
         self._workshop = workshop
         self._threads = threads
         self._afresh = afresh
@@ -86,6 +89,8 @@ class LazyMaker:
         self._second: ScatteredBlob | None = None
         """For the TOC, when the first one was wrong."""
         self._making: _Making | None = None
+        self._paused = False
+        """Whether the rest waits for its rate."""
         self._writing = 0
         self._check: DiffIdCheck | None = None
         self._running = 0
@@ -211,7 +216,10 @@ class LazyMaker:
             return
         copies = SecondCopies(result.chunks, self._afresh, self.collect)
         asking = Asking(result, self._blob, self._window, self._reach)
-        self._making = _Making(result, asking, copies)
+        first = self._streaming.first(result)
+        if first is not None:
+            asking.prefer(first)
+        self._making = _Making(result, asking, copies, first is not None)
         self._layer.files = self._files
         if not self._ended:
             self._begin(result)
@@ -245,10 +253,11 @@ class LazyMaker:
         """The wants have changed: ask for what somebody waits for."""
         if self._making is None or self._ended:
             return
-        self._blob.raise_priority(self._layer.stream_priority)
+        self._blob.raise_priority(self._layer.stream_priority, self._layer.rest_priority)
         for want in self._layer.wants:
             self._ask(self._making, want)
-        self.collect()
+        # Somebody may wait for all of it now, whatever the policy brings.
+        self.slide()
 
     def _ask(self, making: "_Making", want: LayerWant) -> None:
         """Ask for the next bytes of a want, once those before are here."""
@@ -264,9 +273,29 @@ class LazyMaker:
         """Let the stream go on as far as the window allows."""
         if self._making is None or self._ended or self._blob.failure is not None:
             return
-        self._making.asking.slide(self._layer.stream_priority)
+        if self._making.asking.slide_preferred(self._layer.stream_priority):
+            self._slide_rest(self._making)
         # What is here already comes with no arrival.
         self.collect()
+
+    def _slide_rest(self, making: "_Making") -> None:
+        """Behind what is wanted first, of all layers together, unless somebody waits for all."""
+        streaming = self._streaming
+        if not making.preferring:
+            making.asking.slide_rest(self._layer.stream_priority)
+        elif self._layer.rest_priority < BACKGROUND:
+            making.asking.slide_rest(self._layer.rest_priority)
+        elif not streaming.brings_rest or self._paused:
+            return
+        elif wait := streaming.wait():
+            self._paused = True
+            self._blob.fill.later(wait, self._go_on)
+        else:
+            streaming.asked(making.asking.slide_rest(BACKGROUND, streaming.most))
+
+    def _go_on(self) -> None:
+        self._paused = False
+        self.slide()
 
     # --- what has come ---
 
@@ -370,6 +399,8 @@ class _Making:
     writer: MemberWriter
     asking: Asking
     copies: SecondCopies
+    preferring: bool
+    """Whether some of the members come before the rest."""
 
 
 @dataclass(slots=True)

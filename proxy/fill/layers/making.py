@@ -21,6 +21,7 @@ from proxy.fill.layers.planning import KeptReads
 from proxy.fill.layers.room import LayerRoom
 from proxy.fill.layers.settings import LayerSettings
 from proxy.fill.layers.stored_layers import usable_stripes
+from proxy.fill.layers.streaming import Streaming
 from proxy.fill.layers.whole import WholeMaker
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Making:
         self._openers = openers
         self._dropped = dropped
         self._fills = LayerFills(filler, settings)
+        self._streaming = Streaming(settings.policy, settings.background)
         self._queued: list[Layer] = []
         self._active: set[Layer] = set()
         """In the making, and not mountable yet."""
@@ -159,6 +161,7 @@ class Making:
             store,
             self._fills.window,
             self._fills.reach(),
+            self._streaming,
             filler,
             self._threads,
             partial(self._fills.afresh, known, blob),

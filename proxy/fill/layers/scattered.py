@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from headstart.store.errors import FillFailed
 from proxy.fill.fill import Fill
 from proxy.fill.layers.blob_reading import BlobReading
+from proxy.fill.layers.layer import BACKGROUND
 from proxy.fill.parties import BlobSource, Want
 
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
@@ -78,11 +79,12 @@ class ScatteredBlob(BlobReading):
             self._asked.add(asked)
             self._want(asked)
 
-    def raise_priority(self, priority: int) -> None:
-        """Everything that is asked for is more urgent."""
+    def raise_priority(self, priority: int, rest: int) -> None:
+        """Everything that is asked for is more urgent, what is in the background by ``rest``."""
         for asked in self._asked:
-            if asked.want is not None and priority < asked.priority:
-                asked.priority = asked.want.priority = priority
+            level = rest if asked.priority == BACKGROUND else priority
+            if asked.want is not None and level < asked.priority:
+                asked.priority = asked.want.priority = level
         self.fill.around.pump()
 
     def _want(self, asked: _Asked) -> None:

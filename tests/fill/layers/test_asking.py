@@ -119,7 +119,7 @@ def test_no_turn_of_the_loop_walks_all_of_many_members(tmp_path: Path, count: in
         longest.append(time.thread_time() - began)
         return result
 
-    timed(lambda: asking.slide(PREFETCH))
+    timed(lambda: asking.slide_rest(PREFETCH))
     timed(lambda: asking.want(0, members.device_size, MOUNT))
     given = 0
     while (batch := timed(asking.next_batch)) is not None:
@@ -132,7 +132,7 @@ def test_no_turn_of_the_loop_walks_all_of_many_members(tmp_path: Path, count: in
     for first in range(1, count, count // 50):
         timed(partial(asking.used, first, first + 1))
     members.writer.mark(range(count - 1))
-    timed(lambda: asking.slide(PREFETCH))
+    timed(lambda: asking.slide_rest(PREFETCH))
     assert timed(asking.next_batch) == range(count - 1, count)
     # What walks them takes 20 nanoseconds for each at least, what bisects some microseconds.
     assert max(longest) < count * 0.01e-6, f"{max(longest) * 1000:.1f} ms"
@@ -173,7 +173,7 @@ def test_what_is_missing_is_asked_for_and_given_out_and_little_else(
     # The stream brings all that is missing, a window at a time.
     members.writer.mark(wanted)
     while members.writer.left:
-        members.asking.slide(PREFETCH)
+        members.asking.slide_rest(PREFETCH)
         given = {number for batch in members.batches() for number in batch}
         assert given & {number for number in numbers if not members.writer.done(number)}
         members.writer.mark(given)
@@ -186,7 +186,7 @@ def test_urgent_members_are_given_out_before_the_stream_and_only_once_they_are_h
 ) -> None:
     members = Members(tmp_path, [300 * KIB] * 40)
     members.blob.here = 0
-    members.asking.slide(PREFETCH)
+    members.asking.slide_rest(PREFETCH)
     members.asking.want(30 * BLOCK, 31 * BLOCK, MOUNT)
     assert list(members.batches()) == []
     members.blob.here = members.bounds[30][1]
@@ -228,9 +228,82 @@ def test_of_many_reads_what_lies_beyond_them_is_left_to_the_stream(tmp_path: Pat
     assert members.blob.looks <= 100
     # Nothing is forgotten.
     members.blob.here = members.blob.size
-    members.asking.slide(PREFETCH)
+    members.asking.slide_rest(PREFETCH)
     while members.writer.left:
         for batch in members.batches():
             members.writer.mark(batch)
-        members.asking.slide(PREFETCH)
+        members.asking.slide_rest(PREFETCH)
+    members.close()
+
+
+@given(sizes, st.data())
+def test_what_is_preferred_is_asked_for_first_and_everything_comes(
+    tmp_path_factory: pytest.TempPathFactory, some: list[int], data: st.DataObject
+) -> None:
+    members = Members(tmp_path_factory.mktemp("members"), some, window=8 * MIB)
+    numbers = range(len(some))
+    done = data.draw(st.sets(st.sampled_from(numbers)))
+    members.writer.mark(done)
+    starts = data.draw(st.lists(st.sampled_from(numbers), max_size=8))
+    preferred = [range(n, data.draw(st.integers(n, min(len(some), n + 5)))) for n in starts]
+    members.asking.prefer(preferred)
+    early = {number for run in preferred for number in run} - done
+    given: set[int] = set()
+    while members.writer.left:
+        asked_all = members.asking.slide_preferred(PREFETCH)
+        come = {number for batch in members.batches() for number in batch}
+        given |= come
+        members.writer.mark(come)
+        if asked_all:
+            break
+    assert early <= given
+    # Beyond them only what lies within a unit of them has come.
+    reach = [
+        (members.bounds[number][0] - UNIT_SIZE, members.bounds[number][1] + UNIT_SIZE)
+        for number in early
+    ]
+    for number in given - early - done:
+        begin, end = members.bounds[number]
+        assert any(low <= begin and end <= high for low, high in reach)
+    while members.writer.left:
+        members.asking.slide_rest(PREFETCH)
+        come = {number for batch in members.batches() for number in batch}
+        assert come, "nothing comes any more"
+        members.writer.mark(come)
+    members.close()
+
+
+def test_what_is_preferred_is_asked_for_in_its_order_as_far_as_the_window_allows(
+    tmp_path: Path,
+) -> None:
+    members = Members(tmp_path, [MIB] * 64, window=16 * MIB)
+    members.blob.here = 0
+    members.asking.prefer([range(40, 44), range(8, 28), range(50, 60)])
+    assert not members.asking.slide_preferred(PREFETCH)
+    assert not members.asking.slide_preferred(PREFETCH), "nothing has come"
+    asked = [(start // MIB, stop // MIB) for start, stop in members.blob.asked]
+    assert asked[0] == (40, 44)
+    assert 16 <= sum(stop - start for start, stop in asked) <= 20
+    assert all(8 <= start < 28 for start, _ in asked[1:])
+    members.blob.here = members.blob.size
+    while not members.asking.slide_preferred(PREFETCH):
+        for batch in members.batches():
+            members.writer.mark(batch)
+    assert members.blob.asked[-1][1] == 60 * MIB
+    members.close()
+
+
+def test_the_rest_takes_what_is_left_of_the_window_and_no_more_than_is_allowed(
+    tmp_path: Path,
+) -> None:
+    members = Members(tmp_path, [MIB] * 64, window=16 * MIB)
+    members.blob.here = 0
+    members.asking.prefer([range(30, 42)])
+    assert members.asking.slide_preferred(PREFETCH)
+    assert 2 * MIB <= members.asking.slide_rest(PREFETCH) <= 4 * MIB
+    assert members.asking.slide_rest(PREFETCH) == 0
+    members.blob.here = members.blob.size
+    for batch in members.batches():
+        members.writer.mark(batch)
+    assert members.asking.slide_rest(PREFETCH, most=3 * MIB) == 3 * MIB
     members.close()
