@@ -15,7 +15,7 @@ class KnownLayer:
 
     ``digest`` and ``size`` (bytes) are of the blob as stored, ``diff_id`` is of the tar inside;
     ``annotations`` are those of the layer's descriptor. ``position`` is its place in the image:
-    the base's is 0.
+    the base's is 0. ``manifest`` is of the image, where that is known; it makes no other layer.
     """
 
     upstream: str
@@ -26,6 +26,7 @@ class KnownLayer:
     media_type: str
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     position: int = 0
+    manifest: Digest | None = field(default=None, compare=False)
 
     def as_message(self) -> Message:
         """As it is written in messages and records."""
@@ -38,6 +39,7 @@ class KnownLayer:
             "media_type": self.media_type,
             "annotations": dict(self.annotations),
             "position": self.position,
+            **({} if self.manifest is None else {"manifest": str(self.manifest)}),
         }
 
     @classmethod
@@ -59,17 +61,26 @@ class KnownLayer:
         try:
             digest = Digest.parse(str(message.get("digest")))
             diff_id = Digest.parse(str(message.get("diff_id")))
+            manifest = Digest.parse(str(message["manifest"])) if "manifest" in message else None
         except InvalidInput as error:
             raise WireError(str(error)) from None
         named = {str(name): str(text) for name, text in annotations.items()}
         upstream, repository, media_type = map(str, texts)
-        return cls(upstream, repository, digest, size, diff_id, media_type, named, position)
+        return cls(
+            upstream, repository, digest, size, diff_id, media_type, named, position, manifest
+        )
 
 
 def known_layers(
-    upstream: str, repository: str, manifest: Manifest, diff_ids: Sequence[Digest]
+    upstream: str,
+    repository: str,
+    digest: Digest,
+    manifest: Manifest,
+    diff_ids: Sequence[Digest],
 ) -> tuple[KnownLayer, ...]:
     """The layers of an image, the base first; ``diff_ids`` are those of its configuration.
+
+    ``digest`` is the manifest's.
 
     Empty unless each layer has one: then the layers make no root file system.
     """
@@ -85,6 +96,7 @@ def known_layers(
             layer.media_type,
             layer.annotations,
             position,
+            digest,
         )
         for position, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True))
     )

@@ -58,7 +58,7 @@ async def resolve_image(
         raise ImageUnusable(f"{image}: {error}") from error
     finally:
         await client.aclose()
-    layers = known_layers(image.registry, image.repository, manifest, diff_ids)
+    layers = known_layers(image.registry, image.repository, digest, manifest, diff_ids)
     if not layers:
         raise ImageUnusable(
             f"{image}: {digest} has {len(manifest.layers)} layers and {len(diff_ids)} diff IDs; "

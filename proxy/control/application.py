@@ -14,6 +14,7 @@ from proxy.control.access import Access
 from proxy.control.cache_calls import CacheCalls
 from proxy.control.figures_reader import FiguresReader
 from proxy.control.health import HealthCalls
+from proxy.control.landmark_calls import LandmarkCalls
 from proxy.control.metrics import CONTENT_TYPE, exposition
 from proxy.control.problem import Problem, problem_of
 from proxy.control.pulls import PullBook
@@ -48,6 +49,7 @@ def make_control(
         Route("/metrics", show_metrics, methods=["GET"]),
         Route("/pulls", show_pulls, methods=["GET"]),
         *CacheCalls(services.filler).routes(),
+        *LandmarkCalls(services.index).routes(),
         *WarmCalls(jobs, services.upstreams).routes(),
     ]
     # A slash at the end is another path here: a redirect would be followed without its body.

@@ -1,4 +1,4 @@
-"""The JSON body of a control call, bounded."""
+"""The body of a control call, bounded."""
 
 import json
 from http import HTTPStatus
@@ -8,28 +8,34 @@ from starlette.requests import ClientDisconnect, Request
 from proxy.control.problem import Problem
 
 MOST_BYTES = 64 * 1024
-"""The longest legitimate body names a hundred images."""
+"""The longest legitimate warm job names a hundred images."""
 
 
-async def read_json(request: Request) -> object:
-    """The body as JSON. Raises :class:`Problem`."""
+async def read_body(request: Request, most: int) -> bytes:
+    """The body, of at most so many bytes. Raises :class:`Problem`."""
     body = bytearray()
     try:
         async for piece in request.stream():
             body += piece
-            if len(body) > MOST_BYTES:
+            if len(body) > most:
                 raise Problem(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     "too-large",
                     "The body is too large",
-                    f"send at most {MOST_BYTES} bytes",
+                    f"send at most {most} bytes",
                 )
     except ClientDisconnect:
         raise Problem(
             HTTPStatus.BAD_REQUEST, "not-json", "The body is cut off", "send all of it"
         ) from None
+    return bytes(body)
+
+
+async def read_json(request: Request) -> object:
+    """The body as JSON. Raises :class:`Problem`."""
+    body = await read_body(request, MOST_BYTES)
     try:
-        parsed: object = json.loads(bytes(body))
+        parsed: object = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Problem(
             HTTPStatus.BAD_REQUEST,

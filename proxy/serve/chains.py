@@ -92,7 +92,7 @@ class Chains:
         manifest: Manifest,
         diff_ids: tuple[Digest, ...],
     ) -> None:
-        layers = known_layers(host, repository, manifest, diff_ids)
+        layers = known_layers(host, repository, digest, manifest, diff_ids)
         if not layers:
             place = f"{host}/{repository}@{digest}"
             logger.info("%s: is no image whose layers make a root file system", place)

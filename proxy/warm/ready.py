@@ -54,7 +54,9 @@ async def _learn(
         return
     for image in images:
         place = image.reference
-        layers = known_layers(place.registry, place.repository, image.manifest, diff_ids)
+        layers = known_layers(
+            place.registry, place.repository, image.digest, image.manifest, diff_ids
+        )
         if layers:
             await _expect(job, image, layers, filler)
         else:

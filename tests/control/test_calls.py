@@ -264,7 +264,7 @@ def test_a_bad_body_is_a_problem(
         ("/nothing", "GET", 404),
         ("/ui", "GET", 404),
         ("/warm/", "GET", 404),
-        ("/landmarks/sha256:" + "a" * 64, "PUT", 404),
+        ("/landmarks/sha256:" + "a" * 64, "POST", 405),
         ("/warm/unknown", "GET", 404),
         ("/warm/unknown/events", "GET", 404),
         ("/warm/unknown", "DELETE", 404),

@@ -1,5 +1,6 @@
 """What of eStargz layers comes before anybody reads it: by ``prefetch.policy``, over all layers."""
 
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -9,7 +10,10 @@ from pathlib import Path
 import anyio
 import pytest
 
+from headstart.content.landmarks.prefetch_list import ListedFile, PrefetchList
+from headstart.content.landmarks.range_set import Range
 from headstart.store.open_layer import OpenLayer
+from tests.control.calls import Caller
 from tests.doubles.scripted_upstream import Rule
 from tests.layers.images import MadeLayer, estargz, serve, tar_of
 from tests.layers.stage import Stage, running_stage
@@ -122,3 +126,45 @@ async def test_the_rest_keeps_to_its_rate(tmp_path: Path) -> None:
             await opened.wait_complete()
         # The first four of six MiB may be asked for at once.
         assert time.monotonic() - began >= 0.9
+
+
+async def test_a_list_says_what_comes_first_whatever_the_landmark_says(tmp_path: Path) -> None:
+    layers = marked_layer(6), marked_layer(7)
+    listed = PrefetchList(
+        (
+            ListedFile(b"rest-7", layers[1].digest, ranges=(Range(4 * MIB, MIB),)),
+            ListedFile(b"rest-6", 0, ranges=(Range(2 * MIB, MIB), Range(MIB, MIB))),
+            ListedFile(b"no-such-file", 0),
+        )
+    )
+    with policy_stage(tmp_path, background="disabled") as stage, anyio.fail_after(PATIENCE):
+        caller = Caller(("127.0.0.1", stage.mirror.port))
+        image = serve(stage.upstream, layers)
+        body = json.loads(listed.encode())
+        assert caller.call(f"/landmarks/{image.manifest}", "PUT", body).status == 204
+        assert caller.call(f"/landmarks/{image.manifest}").body == listed.encode()
+        async with hinted(stage, *layers) as (lower, upper):
+            await until(lambda: lower.cached.present() >= 2 * MIB)
+            await until(lambda: upper.cached.present() >= MIB)
+            await anyio.sleep(0.5)
+            # What comes along are the units in which it is fetched, and the tree's.
+            assert lower.cached.present() <= 3 * MIB
+            assert upper.cached.present() <= 2 * MIB
+            # The landmark has a block of its own between the two files.
+            begin = FIRST + 4096
+            assert upper.cached.available(begin + 4 * MIB, MIB) == MIB
+            assert lower.cached.available(begin + MIB, 2 * MIB) == 2 * MIB
+
+
+async def test_the_policy_landmark_passes_a_list_over(tmp_path: Path) -> None:
+    layer = marked_layer(8)
+    listed = PrefetchList((ListedFile(b"rest-8", 0),))
+    with policy_stage(tmp_path, policy="landmark", background="disabled") as stage:
+        image = serve(stage.upstream, [layer])
+        path = f"/landmarks/{image.manifest}"
+        body = json.loads(listed.encode())
+        assert Caller(("127.0.0.1", stage.mirror.port)).call(path, "PUT", body).status == 204
+        async with hinted(stage, layer) as (opened,):
+            with anyio.fail_after(PATIENCE):
+                await until(lambda: opened.cached.present() >= FIRST)
+            assert opened.cached.present() <= FIRST + 2 * MIB

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from headstart.content.digest import Digest
 from headstart.store.errors import FillFailed
+from headstart.store.index import type_json
+from headstart.store.known_layer import KnownLayer
 from headstart.store.object_key import LayerKey
 from proxy.fill.layers.layer import Layer
 from proxy.fill.layers.layer_records import LayerRecord, LayerRecords
@@ -40,6 +42,13 @@ class LayerBookkeeping:
     async def in_turn(self, work: Callable[[], T]) -> T:
         """The result of something that reads or writes the index, after all that is to write."""
         return await self._loop.run_in_executor(self._clerk, work)
+
+    async def list_of(self, known: KnownLayer) -> type_json | None:
+        """The record of the prefetch list of the layer's image."""
+        manifest = known.manifest
+        if manifest is None:
+            return None
+        return await self.in_turn(lambda: self._records.list_of(manifest))
 
     async def begun(self, digest: Digest, diff_id: Digest) -> None:
         """A layer image is about to be made: its record is to be older than its files."""

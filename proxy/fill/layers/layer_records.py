@@ -14,6 +14,7 @@ from headstart.store.index import Index, type_json
 from headstart.store.known_layer import KnownLayer
 from headstart.store.layout import Layout
 from headstart.store.object_key import LayerKey
+from headstart.store.prefetch_lists import KEEP_SECONDS, LISTS
 from proxy.fill.layers.stored_layers import remove_layer, stored_bytes, stored_layers
 from proxy.fill.quota import Quota
 
@@ -99,6 +100,13 @@ class LayerRecords:
     def delete(self, digest: Digest) -> None:
         """The layer image is gone."""
         self._index.delete(KIND, str(digest))
+
+    def list_of(self, manifest: Digest) -> type_json | None:
+        """The record of the prefetch list of an image (:mod:`headstart.store.prefetch_lists`)."""
+        record = self._index.get(LISTS, str(manifest))
+        if record is not None:
+            self._index.refresh(LISTS, str(manifest), KEEP_SECONDS)
+        return record
 
     def refuse(self, known: KnownLayer, text: str) -> None:
         """Remember that what a layer says of itself is not so."""

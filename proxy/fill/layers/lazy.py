@@ -6,14 +6,17 @@ any order. The diff ID is checked when all are here.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from headstart.content.landmarks.range_set import Range
 from headstart.content.layer.errors import LayerRefused
 from headstart.store.errors import FillFailed
+from headstart.store.index import type_json
+from headstart.store.prefetch_lists import read_list
 from headstart.store.wire import PRIORITIES
 from proxy.fill.layers.arriving import Window
 from proxy.fill.layers.asking import WANT_SIZE, Asking
@@ -21,6 +24,7 @@ from proxy.fill.layers.batch import Written, write_all
 from proxy.fill.layers.diff_id_check import DiffIdCheck
 from proxy.fill.layers.layer import BACKGROUND, Layer, LayerWant
 from proxy.fill.layers.layer_files import LayerFiles
+from proxy.fill.layers.listed import listed_ranges
 from proxy.fill.layers.members import MemberWriter
 from proxy.fill.layers.planning import KeptReads, make_plan
 from proxy.fill.layers.scattered import ScatteredBlob
@@ -62,13 +66,14 @@ class LazyMaker:
         window: Window,
         reach: Reach,
         streaming: Streaming,
+        record: type_json | None,
         workshop: Workshop,
         threads: ThreadPoolExecutor,
         afresh: Callable[[], ScatteredBlob],
         mountable: Callable[[Layer], None],
         done: Callable[[Layer], None],
     ) -> None:
-        """``files`` are what is here already.
+        """``files`` are what is here already, ``record`` is of the image's prefetch list.
 
         ``afresh`` makes a reading of the blob of which nothing is here yet. ``mountable`` is called
         when the TOC is here, ``done`` once at the end, when no thread works on the layer any more.
@@ -81,6 +86,8 @@ class LazyMaker:
         self._window = window
         self._reach = reach
         self._streaming = streaming
+        self._record = record
+        self._listed: Sequence[Range] | None = None
         self._workshop = workshop
         self._threads = threads
         self._afresh = afresh
@@ -166,6 +173,10 @@ class LazyMaker:
         unmountable = refusal_of(known, implied)
         if unmountable is not None:
             raise unmountable
+        listed = read_list(self._record)
+        if listed is not None:
+            named = tuple(listed.of_layer(known.position, known.digest))
+            self._listed = listed_ranges(named, plan.toc.tree.root)
         if self._files is not None:
             if self._files.size != plan.toc.device_size:
                 raise LayerRefused("its layer image was made for another TOC")
@@ -216,7 +227,7 @@ class LazyMaker:
             return
         copies = SecondCopies(result.chunks, self._afresh, self.collect)
         asking = Asking(result, self._blob, self._window, self._reach)
-        first = self._streaming.first(result)
+        first = self._streaming.first(result, self._listed)
         if first is not None:
             asking.prefer(first)
         self._making = _Making(result, asking, copies, first is not None)

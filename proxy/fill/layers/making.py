@@ -162,6 +162,7 @@ class Making:
             self._fills.window,
             self._fills.reach(),
             self._streaming,
+            await self._books.list_of(known),
             filler,
             self._threads,
             partial(self._fills.afresh, known, blob),

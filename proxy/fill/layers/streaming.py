@@ -1,9 +1,10 @@
 """What of a layer with a TOC streams first, and how fast the rest follows (``prefetch``)."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+from headstart.content.landmarks.range_set import Range
 from headstart.store.geometry import MIB
 from proxy.fill.layers.members import MemberWriter
 
@@ -34,18 +35,23 @@ class Streaming:
         self.brings_rest = policy != "none" and background != "disabled"
         """Whether anything comes that is neither wanted first nor waited for."""
 
-    def first(self, writer: MemberWriter) -> list[range] | None:
-        """The members that come before the rest; None: there is no rest, all are alike."""
-        match self._policy:
-            case "none":
-                return []
-            case "all" | "list":
-                return None  # of layers for which there is no list
+    def first(self, writer: MemberWriter, listed: Sequence[Range] | None) -> Iterable[range] | None:
+        """The members that come before the rest; None: there is no rest, all are alike.
+
+        ``listed`` are ranges of the data device, in the order of the image's list, if it has one.
+        """
+        if self._policy == "none":
+            return ()
+        if listed is not None and self._policy in ("auto", "list"):
+            # One by one as they are asked for: of 50,000 at once the loop would take its time.
+            return (writer.members_covering(part.offset, part.stop) for part in listed)
+        if self._policy in ("all", "list"):
+            return None
         if writer.toc.no_prefetch:
-            return []
+            return ()
         if writer.toc.landmark_offset is None:
             return None
-        return [range(writer.beginning_before(writer.toc.landmark_offset))]
+        return (range(writer.beginning_before(writer.toc.landmark_offset)),)
 
     # --- the rate of the rest ---
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from headstart.content.landmarks.range_set import Range
 from headstart.store.geometry import KIB, MIB
 from proxy.fill.layers.streaming import PACED_BYTES, PolicyName, Streaming
-from tests.fill.layers.test_asking import Members
+from tests.fill.layers.test_asking import BLOCK, Members
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,29 @@ def test_what_comes_first_is_what_the_policy_says(
     members = Members(tmp_path, [100 * KIB] * 10)
     members.writer.toc.landmark_offset = landmark
     members.writer.toc.no_prefetch = none
-    assert Streaming(policy).first(members.writer) == expected
+    first = Streaming(policy).first(members.writer, None)
+    assert (None if first is None else list(first)) == expected
+    members.close()
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("auto", [range(7, 9), range(2, 3)]),
+        ("list", [range(7, 9), range(2, 3)]),
+        ("landmark", [range(3)]),
+        ("all", None),
+        ("none", []),
+    ],
+)
+def test_a_list_comes_before_the_landmark(
+    tmp_path: Path, policy: PolicyName, expected: list[range] | None
+) -> None:
+    members = Members(tmp_path, [100 * KIB] * 10)
+    members.writer.toc.landmark_offset = 300 * KIB
+    listed = [Range(7 * BLOCK, 2 * BLOCK), Range(2 * BLOCK, BLOCK)]
+    first = Streaming(policy).first(members.writer, listed)
+    assert (None if first is None else list(first)) == expected
     members.close()
 
 
