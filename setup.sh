@@ -1,7 +1,8 @@
 #!/bin/sh
 # Brings a Debian or Ubuntu machine to where `make run` (run), `make check` (check), `make test`
-# (test) or `make bench` (bench) work, or where the mount can be used too (mount). Says what it installs, installs what is missing only, and
-# does nothing the second time. PYTHON=/path/to/python3 chooses the interpreter.
+# (test) or `make bench` (bench) work, or where the mount can be used too (mount). Says what it
+# installs, installs what is missing only, and does nothing the second time.
+# PYTHON=/path/to/python3 chooses the interpreter.
 set -eu
 cd "$(dirname "$0")"
 purpose=${1:-run}
@@ -129,12 +130,19 @@ install_project() {
         [ "$lock" != requirements.lock ] || [ "$installed" != "$(key requirements-mount.lock)" ] || return 0
     fi
     say "installing $lock into .venv ($("$python" -V))"
-    "$python" -m venv --clear .venv
+    # One that works is added to in place: what runs from it goes on, and can be started again.
+    # One of another interpreter, or that was moved here, is made anew.
+    if [ "$(.venv/bin/python -VV 2>/dev/null)" != "$("$python" -VV)" ] ||
+        ! grep -qs "^command = .* $(pwd)/.venv$" .venv/pyvenv.cfg; then
+        "$python" -m venv --clear .venv
+    fi
     pip=".venv/bin/python -m pip --disable-pip-version-check --quiet install"
     # pyfuse3 comes as source only; what compiles it is in the same lock and has to be there first.
     awk '/^[^ #]/ { source = /^pyfuse3==/ } !source' "$lock" >.venv/wheels.lock
+    awk '/^[^ #]/ { source = /^pyfuse3==/ } source' "$lock" >.venv/sources.lock
     $pip --only-binary :all: --require-hashes --requirement .venv/wheels.lock
-    $pip --only-binary :all: --no-binary pyfuse3 --no-build-isolation --require-hashes --requirement "$lock"
+    [ ! -s .venv/sources.lock ] ||
+        $pip --no-deps --no-build-isolation --require-hashes --requirement .venv/sources.lock
     $pip --no-deps --no-build-isolation --editable .
     key "$lock" >"$stamp"
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from headstart.command.configuration import Configuration
 from headstart.command.invocation import CommandFailed
 from headstart.store.fill_client import FillClient
-from headstart.store.layout import Layout
+from headstart.store.layout import STAMP, Layout
 from mount.layers import FilledLayers
 from mount.mounting.errors import MountError
 from mount.mounting.layer_mounts import LayerMounts
@@ -18,6 +18,8 @@ from mount.snapshotter.errors import StartFailed
 from mount.snapshotter.server import serve
 from mount.supervisor.control import SupervisorError, ensure
 from mount.supervisor.control import stop as stop_supervising
+
+logger = logging.getLogger(__name__)
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -28,6 +30,7 @@ def run(configuration: Configuration) -> int:
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
     keys = configuration.mount
     layout = Layout(tuple(stripe.path for stripe in configuration.cache.stripes))
+    _tell_unused(layout)
     try:
         ensure(keys.root, layout.fill_socket, keys.read_deadline)
         mounts = layer_mounts(keys.root, keys.mode, layout, keys.read_deadline)
@@ -54,6 +57,17 @@ async def _serve(configuration: Configuration, mounts: LayerMounts, fill_socket:
         FilledLayers(client, mounts) as layers,
     ):
         await serve(keys.socket, keys.root, layers, keys.repositories)
+
+
+def _tell_unused(layout: Layout) -> None:
+    """~ is root's here: a mirror that runs as another user has its cache elsewhere."""
+    first = layout.stripes[0]
+    if not (first / STAMP).exists():
+        logger.warning(
+            "cache: no mirror has used %s yet, and without it every layer is unpacked; if the "
+            "mirror's cache is another one, name it: HEADSTART_CACHE__STRIPES=DIRECTORY",
+            first,
+        )
 
 
 def _check_root() -> None:

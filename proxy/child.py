@@ -1,4 +1,4 @@
-"""What a child of the launcher does first: tie its life to the launcher's."""
+"""What a child of the launcher does first: tie its life to the launcher's, and its umask."""
 
 import ctypes
 import os
@@ -8,6 +8,14 @@ LAUNCHER_VARIABLE = "HEADSTART_LAUNCHER_PID"
 """Environment variable in which the launcher tells its children its process id."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+_UMASK = 0o027
+
+
+def keep_private() -> None:
+    """What this process makes is for its user, and its group to read: pulls may need passwords."""
+    os.umask(_UMASK)
 
 
 def launcher_process_id() -> int | None:

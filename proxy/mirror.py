@@ -25,7 +25,7 @@ from headstart.command.output import complain
 from headstart.registry.client import RegistryClient
 from headstart.store.fill_client import FillClient
 from headstart.store.layout import LOCK_WAIT_SECONDS, Layout
-from proxy.child import die_with_parent, launcher_process_id
+from proxy.child import die_with_parent, keep_private, launcher_process_id
 from proxy.control.application import make_control
 from proxy.control.figures_reader import FiguresReader
 from proxy.control.pulls import PullBook
@@ -297,6 +297,7 @@ def _allow_many_files() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the mirror; return its exit status."""
     die_with_parent(launcher_process_id())
+    keep_private()
     parser = argparse.ArgumentParser(prog="headstart mirror")
     parser.add_argument("--config", type=Path)
     named = parser.parse_args(arguments)

@@ -312,6 +312,8 @@ class FillClient:
             try:
                 async with await anyio.connect_unix(self._path) as stream:
                     await self._greet(stream)
+                    if attempt > len(BACK_OFF_SECONDS):
+                        logger.info("filler: %s: it answers again", self._path)
                     attempt = 0
                     await self._converse(stream)
             except (OSError, anyio.BrokenResourceError, anyio.EndOfStream, WireError) as error:

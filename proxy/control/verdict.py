@@ -27,6 +27,10 @@ CPU_SHARE = 0.85
 """Of the cores' time, used by mirror and filler; clients on the same node need the rest."""
 
 
+LEAST_JUDGED = 32 * 1024
+"""Bytes; fewer are no layer that takes time. A node that mounts layers asks for configurations."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What happened during one pull.
@@ -71,6 +75,9 @@ def judge(measured: Measured) -> Verdict:
         return Verdict(NOTHING_SENT, "no bytes of a blob were asked for")
     if measured.from_cache >= measured.sent:
         return Verdict(CACHE, f"served from the cache{_spent(measured)}")
+    if measured.sent < LEAST_JUDGED:
+        few = f"{measured.sent} bytes: a configuration, no layer"
+        return Verdict(NOTHING_SENT, f"{few}; what is mounted is not asked for here")
     figures = measured.figures
     if figures is not None and measured.seconds > 0:
         busy = figures.cpu_seconds + measured.mirror_cpu_seconds

@@ -71,7 +71,7 @@ class StoreAnswers:
         for host, carriage in filler.carriages.items():
             figures, pool = carriage.figures, carriage.pool
             upstreams[host] = {
-                "active": len(pool.active),
+                "active": len(pool.holding),
                 "limit": pool.limit,
                 "received": figures.received + sum(fetch.received for fetch in pool.active),
                 "requests": figures.requests,

@@ -28,7 +28,7 @@ from headstart.store.extent_map import boot_id
 from headstart.store.index import Index
 from headstart.store.layout import Layout, StoreLock
 from headstart.store.object_key import LayerKey, ObjectKey
-from proxy.child import die_with_parent, launcher_process_id
+from proxy.child import die_with_parent, keep_private, launcher_process_id
 from proxy.fill.answers import StoreAnswers
 from proxy.fill.conversation import Conversation
 from proxy.fill.filler import Filler, FillSettings
@@ -198,6 +198,7 @@ def _allow_many_files() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the filler; return its exit status."""
     die_with_parent(launcher_process_id())
+    keep_private()
     parser = argparse.ArgumentParser(prog="headstart filler")
     parser.add_argument("--config", type=Path)
     named = parser.parse_args(arguments)

@@ -86,6 +86,13 @@ def test_serve_becomes_a_launcher_of_two_processes(node: Node) -> None:
         assert node.mirror.process_id(module)
 
 
+def test_nobody_else_may_read_the_cache(node: Node) -> None:
+    cache = node.mirror.stripes[0]
+    found = [cache, *cache.rglob("*")]
+    assert cache / "index" in found
+    assert [path for path in found if path.lstat().st_mode & 0o007] == []
+
+
 @pytest.mark.parametrize(
     ("listen", "urls", "host"),
     [

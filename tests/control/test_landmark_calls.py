@@ -34,7 +34,9 @@ def test_a_list_is_given_back_as_it_was_put(node: Node) -> None:
     assert node.caller.call(path).body == other.encode()
     assert node.caller.call(path, "DELETE").status == 204
     assert_problem(node.caller.call(path), 404, type="no-list", field="digest", value=IMAGE)
-    assert_problem(node.caller.call(path, "DELETE"), 404, type="no-list", field="digest", value=IMAGE)
+    assert_problem(
+        node.caller.call(path, "DELETE"), 404, type="no-list", field="digest", value=IMAGE
+    )
 
 
 @pytest.mark.parametrize(

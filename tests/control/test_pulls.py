@@ -175,9 +175,9 @@ def test_the_verdict_comes_from_the_figures_of_the_pulls_own_time() -> None:
 
     async def test() -> None:
         async with book(figures) as pulls:
-            with pulls.blob("10.0.0.1", HOST, "team/app", str(LAYER.digest), 10) as watch:
+            with pulls.blob("10.0.0.1", HOST, "team/app", str(LAYER.digest), MIB) as watch:
                 await asyncio.sleep(0.6)
-                watch.sent(10, False)
+                watch.sent(MIB, False)
                 watch.waited_for_filler(0.5)
             (pull,) = await ended(pulls)
             assert pull["verdict"] == "disk-bound"

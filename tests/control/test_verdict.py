@@ -12,6 +12,7 @@ from proxy.control.verdict import (
     CLIENT_BOUND,
     CPU_BOUND,
     DISK_BOUND,
+    LEAST_JUDGED,
     NETWORK_BOUND,
     NOTHING_SENT,
     VERDICTS,
@@ -165,13 +166,23 @@ def pulls(draw: some.DrawFn) -> Measured:
     )
 
 
+def test_of_a_configuration_alone_nothing_is_said_of_cores_or_network() -> None:
+    """A node that mounts layers asks for no more; 0.04 s are too short to be judged by."""
+    figures = Figures(uptime_seconds=9.0, cores=2, cpu_seconds=0.08)
+    verdict = judge(Measured(HOST, seconds=0.04, sent=985, from_cache=0, figures=figures))
+    assert verdict.word == NOTHING_SENT
+    assert verdict.evidence.startswith("985 bytes: a configuration, no layer")
+
+
 @given(pulls())
 def test_there_is_always_a_verdict_with_evidence(measured: Measured) -> None:
     verdict = judge(measured)
     assert verdict.word in VERDICTS
     assert verdict.evidence
     assert "\n" not in verdict.evidence
-    assert (verdict.word == NOTHING_SENT) == (measured.sent == 0)
+    fetched = measured.sent - measured.from_cache
+    little = measured.sent < LEAST_JUDGED and fetched
+    assert (verdict.word == NOTHING_SENT) == (measured.sent == 0 or bool(little))
     if measured.sent and measured.from_cache == measured.sent:
         assert verdict.word == CACHE
 
