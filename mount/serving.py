@@ -30,7 +30,7 @@ def run(configuration: Configuration) -> int:
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
     keys = configuration.mount
     layout = Layout(tuple(stripe.path for stripe in configuration.cache.stripes))
-    _tell_unused(layout)
+    tell_unused(layout)
     try:
         ensure(keys.root, layout.fill_socket, keys.read_deadline)
         mounts = layer_mounts(keys.root, keys.mode, layout, keys.read_deadline)
@@ -59,7 +59,7 @@ async def _serve(configuration: Configuration, mounts: LayerMounts, fill_socket:
         await serve(keys.socket, keys.root, layers, keys.repositories)
 
 
-def _tell_unused(layout: Layout) -> None:
+def tell_unused(layout: Layout) -> None:
     """~ is root's here: a mirror that runs as another user has its cache elsewhere."""
     first = layout.stripes[0]
     if not (first / STAMP).exists():
