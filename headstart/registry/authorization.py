@@ -1,6 +1,6 @@
 """The Authorization field for an upstream's own origin: Bearer tokens, Basic, or none.
 
-Tokens are kept per identity and repository and fetched once for all who wait for them. Nothing is
+Tokens are kept per identity and rights and fetched once for all who wait for them. Nothing is
 sent before the upstream has asked for it once. Knows no HTTP client: it is given a function that
 asks a realm.
 """
@@ -48,8 +48,26 @@ class AskRealm(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Rights:
+    """What a request needs: to pull from ``repository``, or with ``push`` to push to it too.
+
+    ``source`` is another repository of the same registry from which a blob is mounted.
+    """
+
+    repository: str
+    push: bool = False
+    source: str | None = None
+
+    def scopes(self) -> list[str]:
+        """As a token is asked for them (distribution's token specification, "scope")."""
+        actions = "pull,push" if self.push else "pull"
+        sources = [f"repository:{self.source}:pull"] if self.source is not None else []
+        return [f"repository:{self.repository}:{actions}", *sources]
+
+
+@dataclass(frozen=True, slots=True)
 class _Bearer:
-    """What an upstream wants of a token; ``scope`` is None where it is the repository's."""
+    """What an upstream wants of a token; ``scope`` is None where it is the request's rights."""
 
     realm: str
     service: str | None
@@ -58,7 +76,7 @@ class _Bearer:
 
 @dataclass(slots=True)
 class _Kept:
-    """The Authorization of one identity and repository."""
+    """The Authorization of one identity and its rights."""
 
     value: str | None = field(default=None, repr=False)
     given: float = 0.0
@@ -82,7 +100,7 @@ class Authorizer:
         self._ask_realm = ask_realm
         self._clock = clock
         self._wanted: _Bearer | str | None = None  # "basic", or unknown yet
-        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Rights], _Kept] = OrderedDict()
         self._salt = secrets.token_bytes(16)
 
     def identity(self, authorization: str | None) -> str:
@@ -91,7 +109,7 @@ class Authorizer:
             return ""
         return hashlib.blake2b(authorization.encode(), key=self._salt).hexdigest()
 
-    async def current(self, repository: str, authorization: str | None = None) -> str | None:
+    async def current(self, rights: Rights, authorization: str | None = None) -> str | None:
         """The field for a request, or None where none is known to be needed.
 
         ``authorization`` is the client's own field, used with ``access: passthrough`` only.
@@ -101,18 +119,18 @@ class Authorizer:
             return given
         if self._wanted is None:
             return None
-        kept = self._keep(given, repository)
+        kept = self._keep(given, rights)
         if kept.value is not None and self._clock() < kept.until:
             return kept.value
         try:
-            return await self._renewed(kept, self._wanted, repository, given)
+            return await self._renewed(kept, self._wanted, rights, given)
         except UpstreamDenied:
             # Not every repository needs what another one has asked for: let the answer decide.
             return None
 
     async def challenged(
         self,
-        repository: str,
+        rights: Rights,
         www_authenticate: list[str],
         used: str | None,
         authorization: str | None = None,
@@ -125,24 +143,24 @@ class Authorizer:
         given = self._given(authorization)
         if given is not None and given[:7].lower() == "bearer ":
             raise self._denied("refuses the client's token")
-        kept = self._keep(given, repository)
+        kept = self._keep(given, rights)
         now = self._clock()
         if now < kept.denied_until:
             raise self._denied("refuses the tokens that its realm gives out")
         if kept.value is not None and kept.value != used and now < kept.until:
             return kept.value
-        wanted = self._read_challenge(www_authenticate, repository)
+        wanted = self._read_challenge(www_authenticate)
         self._wanted = wanted
         if used is not None and kept.renewal is None:
             self._count_strike(kept, used)
-        value = await self._renewed(kept, wanted, repository, given)
+        value = await self._renewed(kept, wanted, rights, given)
         if value == used:
             raise self._denied("refuses the credentials")
         return value
 
-    def accepted(self, repository: str, used: str, authorization: str | None = None) -> None:
+    def accepted(self, rights: Rights, used: str, authorization: str | None = None) -> None:
         """Note that a request sent with ``used`` was let in: it is no loop of 401."""
-        kept = self._kept.get((self.identity(authorization), repository))
+        kept = self._kept.get((self.identity(authorization), rights))
         if kept is not None and kept.value == used:
             kept.strikes = 0
 
@@ -163,8 +181,8 @@ class Authorizer:
             raise self._denied("is not sent a malformed Authorization")
         return authorization
 
-    def _keep(self, given: str | None, repository: str) -> _Kept:
-        key = (self.identity(given), repository)
+    def _keep(self, given: str | None, rights: Rights) -> _Kept:
+        key = (self.identity(given), rights)
         kept = self._kept.setdefault(key, _Kept())
         self._kept.move_to_end(key)
         while len(self._kept) > MAX_KEPT:
@@ -183,7 +201,7 @@ class Authorizer:
             kept.denied_until = now + DENIED_SECONDS
             raise self._denied("refuses the tokens that its realm gives out")
 
-    def _read_challenge(self, www_authenticate: list[str], repository: str) -> _Bearer | str:
+    def _read_challenge(self, www_authenticate: list[str]) -> _Bearer | str:
         challenges = parse_challenges(www_authenticate)
         bearer = next((c for c in challenges if c.scheme == "bearer"), None)
         if bearer is not None and bearer.parameters.get("realm"):
@@ -193,10 +211,10 @@ class Authorizer:
         raise self._denied("answers 401 and asks for nothing that we can give")
 
     async def _renewed(
-        self, kept: _Kept, wanted: _Bearer | str, repository: str, given: str | None
+        self, kept: _Kept, wanted: _Bearer | str, rights: Rights, given: str | None
     ) -> str:
         if kept.renewal is None:
-            kept.renewal = asyncio.create_task(self._renew(kept, wanted, repository, given))
+            kept.renewal = asyncio.create_task(self._renew(kept, wanted, rights, given))
             kept.renewal.add_done_callback(_note_outcome)
         task = kept.renewal
         try:
@@ -207,12 +225,12 @@ class Authorizer:
                 kept.renewal = None
 
     async def _renew(
-        self, kept: _Kept, wanted: _Bearer | str, repository: str, given: str | None
+        self, kept: _Kept, wanted: _Bearer | str, rights: Rights, given: str | None
     ) -> str:
         try:
             login = await self._login(given)
             if isinstance(wanted, _Bearer):
-                token, lifetime = await self._fetch_token(wanted, repository, login)
+                token, lifetime = await self._fetch_token(wanted, rights, login)
                 value = f"Bearer {token}"
             elif login is None or login.identity_token is not None:
                 raise self._denied("asks for a user name and a password, and there are none")
@@ -236,10 +254,10 @@ class Authorizer:
         return await read_login(source, self._upstream.host, self._upstream.deadlines.first_byte)
 
     async def _fetch_token(
-        self, wanted: _Bearer, repository: str, login: Login | None
+        self, wanted: _Bearer, rights: Rights, login: Login | None
     ) -> tuple[str, float]:
         realm = check_realm(self._upstream, wanted.realm, with_credentials=login is not None)
-        scopes = [f"repository:{repository}:pull"] if wanted.scope is None else [wanted.scope]
+        scopes = rights.scopes() if wanted.scope is None else [wanted.scope]
         fields = [("service", wanted.service)] if wanted.service else []
         if login is not None and login.identity_token is not None:
             form = {

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from headstart.registry.authorization import Authorizer
+from headstart.registry.authorization import Authorizer, Rights
 from headstart.registry.errors import (
     RefusedTarget,
     UpstreamDeadline,
@@ -17,6 +17,7 @@ from headstart.registry.errors import (
     UpstreamUnavailable,
 )
 from headstart.registry.exchange import Answer, Exchange
+from headstart.registry.outgoing import Content
 from headstart.registry.redirect import MAX_REDIRECTS, check_redirect, printable_url, same_origin
 from headstart.registry.retry import DEFAULT_PAUSE, Retry, parse_retry_after
 from headstart.registry.transport import Resolve
@@ -35,13 +36,28 @@ Take = Callable[[Answer], Awaitable[T]]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of the registry; ``authorization`` is the client's own field."""
+    """What is asked of the registry; ``authorization`` is the client's own field.
+
+    ``push`` and ``source`` are as in :class:`Rights`. ``at_origin`` is false for what the registry
+    itself has sent elsewhere: it gets no Authorization. The answer may take ``patience`` seconds
+    more than others.
+    """
 
     method: str
     url: str
     repository: str
     fields: dict[str, str]
     authorization: str | None = None
+    push: bool = False
+    source: str | None = None
+    at_origin: bool = True
+    content: Content | None = None
+    patience: float = 0.0
+
+    @property
+    def rights(self) -> Rights:
+        """What is to be asked of a realm for it."""
+        return Rights(self.repository, self.push, self.source)
 
 
 class Calls:
@@ -66,24 +82,31 @@ class Calls:
         """
 
         async def once() -> T:
-            answer = await self._open(call)
-            kept = False
-            try:
-                taken = await take(answer)
-                kept = not close
-                return taken
-            finally:
-                if not kept:
-                    await answer.discard()
+            return await self.run_once(call, take, close)
 
         key = self._authorizer.identity(call.authorization)
         async with self._limited() as ends:
             return await self._retry.run(key, ends, once)
 
+    async def run_once(self, call: Call, take: Take[T], close: bool = True) -> T:
+        """As :meth:`run`, but neither repeated nor with a deadline of the whole.
+
+        For a content of any length: while that goes out, progress is all that is asked for.
+        """
+        answer = await self._open(call)
+        kept = False
+        try:
+            taken = await take(answer)
+            kept = not close
+            return taken
+        finally:
+            if not kept:
+                await answer.discard()
+
     async def current(self, repository: str, authorization: str | None) -> str | None:
         """See :meth:`Authorizer.current`; within the deadline of a call."""
         async with self._limited():
-            return await self._authorizer.current(repository, authorization)
+            return await self._authorizer.current(Rights(repository), authorization)
 
     async def challenged(
         self,
@@ -95,12 +118,12 @@ class Calls:
         """See :meth:`Authorizer.challenged`; within the deadline of a call."""
         async with self._limited():
             return await self._authorizer.challenged(
-                repository, www_authenticate, used, authorization
+                Rights(repository), www_authenticate, used, authorization
             )
 
     def accepted(self, repository: str, used: str, authorization: str | None) -> None:
         """See :meth:`Authorizer.accepted`."""
-        self._authorizer.accepted(repository, used, authorization)
+        self._authorizer.accepted(Rights(repository), used, authorization)
 
     def check_status(self, answer: Answer, *expected: int) -> None:
         """Raise the error that a status stands for, unless it is among ``expected``."""
@@ -140,7 +163,9 @@ class Calls:
 
     async def _open(self, call: Call) -> Answer:
         """The first answer that is neither a challenge that we can meet nor a redirect."""
-        used = await self._authorizer.current(call.repository, call.authorization)
+        used = None
+        if call.at_origin:
+            used = await self._authorizer.current(call.rights, call.authorization)
         challenges = resolves = 0
         while True:
             answer, at_origin = await self._follow(call, used)
@@ -150,11 +175,11 @@ class Calls:
                 if challenges > MAX_CHALLENGES:
                     raise UpstreamDenied(f"{self._upstream.host} refuses every token")
                 used = await self._authorizer.challenged(
-                    call.repository, answer.all("www-authenticate"), used, call.authorization
+                    call.rights, answer.all("www-authenticate"), used, call.authorization
                 )
                 continue
             if used is not None and at_origin:
-                self._authorizer.accepted(call.repository, used, call.authorization)
+                self._authorizer.accepted(call.rights, used, call.authorization)
             expired = not at_origin and answer.status in (400, 401, 403) and call.method == "GET"
             if not expired or resolves == MAX_RESOLVES:
                 return answer
@@ -163,12 +188,14 @@ class Calls:
 
     async def _follow(self, call: Call, used: str | None) -> tuple[Answer, bool]:
         """The answer at the end of the redirects, and whether they never left the origin."""
-        url, at_origin = call.url, True
+        url, at_origin = call.url, call.at_origin
         for _ in range(MAX_REDIRECTS + 1):
             fields = dict(call.fields)
             if used is not None and at_origin:
                 fields["Authorization"] = used
-            answer = await self._exchange.open(call.method, url, fields)
+            answer = await self._exchange.open(
+                call.method, url, fields, content=call.content, patience=call.patience
+            )
             if answer.status not in _REDIRECTS:
                 return answer, at_origin
             location = answer.first("location") or ""

@@ -6,6 +6,7 @@
       UpstreamMissing         the upstream says that it does not have it
       UpstreamDenied          the upstream does not let us (or this client) have it
         CredentialsUnusable   the configured credentials cannot be read
+        PushRefused           the upstream does not take what is pushed
       UpstreamThrottled       the upstream asks for a pause
       UpstreamUnavailable     network, DNS, TLS, 5xx
       UpstreamDeadline        a configured deadline has passed
@@ -30,6 +31,10 @@ class UpstreamDenied(RegistryError):
 
 class CredentialsUnusable(UpstreamDenied):
     """The configured credentials cannot be read; the message names the source and the remedy."""
+
+
+class PushRefused(UpstreamDenied):
+    """The upstream does not take what is pushed; the message repeats what it says of it."""
 
 
 class UpstreamThrottled(RegistryError):

@@ -19,6 +19,7 @@ from headstart.registry.errors import (
     UpstreamProtocol,
     UpstreamUnavailable,
 )
+from headstart.registry.outgoing import Content, ContentFailed, Sending
 from headstart.registry.proxies import ProxySettings
 from headstart.registry.redirect import origin, printable_url
 from headstart.registry.transport import (
@@ -166,29 +167,55 @@ class Exchange:
         url: str,
         fields: dict[str, str],
         form: dict[str, str] | None = None,
+        content: Content | None = None,
+        patience: float = 0.0,
     ) -> Answer:
-        """Send a request, wait for the head of its answer. Raises RegistryError."""
+        """Send a request with ``form`` or ``content``, wait for the head of its answer.
+
+        ``patience`` is how many seconds more than others this answer may take. Raises RegistryError
+        and ContentFailed.
+        """
         _, host, _ = origin(url)
         self._policy.check_host(host)
         client = self._client(self._proxies.proxy_for(url))
         headers = [(b"Accept-Encoding", b"identity")]
         headers += [(name.encode(), _field_value(text)) for name, text in fields.items()]
-        content: bytes | None = None
+        encoded: bytes | None = None
         if form is not None:
-            content = urlencode(form).encode()
+            encoded = urlencode(form).encode()
             headers.append((b"Content-Type", b"application/x-www-form-urlencoded"))
+        if content is not None:
+            headers.append((b"Content-Length", b"%d" % content.length))
         try:
-            request = client.build_request(method, url, headers=headers, content=content)
+            request = client.build_request(method, url, headers=headers, content=encoded)
         except (httpx.InvalidURL, UnicodeError):
             raise UpstreamProtocol(f"{printable_url(url)} is no URL") from None
         request.extensions[EXACT_TARGET] = _target(url)
         deadlines = self._upstream.deadlines
         started = time.monotonic()
+        answer_seconds = deadlines.first_byte + patience
+        if content is not None:
+            # What is handed over may still lie in this machine's send buffer.
+            answer_seconds += deadlines.stall
+            request.extensions["timeout"]["write"] = None
+        request.extensions["timeout"]["read"] = answer_seconds
+        sending: Sending | None = None
         try:
             # httpcore's deadline is for each read: this one is for a head that comes in drops.
-            async with asyncio.timeout(2 * deadlines.connect + deadlines.first_byte):
+            async with asyncio.timeout(2 * deadlines.connect + answer_seconds) as limit:
+                if content is not None:
+                    sending = Sending(content, host, deadlines, limit, answer_seconds)
+                    request.stream = sending
                 response = await self._send(client, request)
+        except RegistryError:
+            if sending is not None and sending.failure is not None:
+                raise ContentFailed(sending.failure) from sending.failure
+            raise
         except TimeoutError:
+            if sending is not None and not sending.complete:
+                raise UpstreamDeadline(
+                    "stall", deadlines.stall, f"{host} took nothing for {deadlines.stall:g} s"
+                ) from None
             waited = time.monotonic() - started
             raise UpstreamDeadline(
                 "first_byte", deadlines.first_byte, f"{host}: no answer in {waited:.1f} s"

@@ -44,8 +44,13 @@ class Conversation:
     def run(self) -> None:
         """Answer until either side closes. Raises Closed, OSError."""
         while (request := self._read_head()) is not None:
-            body = self._read_body(int(request.headers.get("content-length", "0")))
             rule = self._upstream.received(request)
+            length = int(request.headers.get("content-length", "0"))
+            if rule.receive_only is not None:
+                body = self._read_body(min(length, rule.receive_only))
+                self._upstream.content(request, body, rule)
+                return
+            body = self._read_body(length)
             try:
                 if rule.delay:
                     self._sender.pause(None if rule.delay == float("inf") else rule.delay)

@@ -71,6 +71,9 @@ class Rule:
     location: Callable[[RecordedRequest], str] | None = None
     """Makes the Location field of a redirect out of the request."""
 
+    receive_only: int | None = None
+    """Take so many bytes of the request's body, act on them, and close without an answer."""
+
     payload: bytes | None = None
     """Serve ranges of these bytes as if they were the blob."""
     etag: str | None = None

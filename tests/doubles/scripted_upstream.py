@@ -33,6 +33,7 @@ from tests.doubles.conversation import Conversation
 from tests.doubles.rules import CAPTIVE_PAGE, RecordedRequest, Rule, captive_page
 from tests.doubles.sending import Answer, Closed
 from tests.doubles.shaping import error, plain, ranged
+from tests.doubles.uploads import UPLOADS, Uploads
 
 __all__ = [
     "CAPTIVE_PAGE",
@@ -95,6 +96,7 @@ class ScriptedUpstream:
         self._name = name
         self._rules: list[Rule] = []
         self._blobs: dict[tuple[str, str], memoryview] = {}
+        self.uploads = Uploads(self._blobs)
         self._manifests: dict[tuple[str, str], _Manifest] = {}
         self._tags: dict[str, list[str]] = {}
         self._referrers: dict[tuple[str, str], bytes] = {}
@@ -175,6 +177,16 @@ class ScriptedUpstream:
         digest = "sha256:" + hashlib.sha256(content).hexdigest()
         self._blobs[repository, digest] = content
         return digest
+
+    def blob(self, repository: str, digest: str) -> bytes | None:
+        """The bytes of a blob that is served, pushed ones too."""
+        content = self._blobs.get((repository, digest))
+        return None if content is None else bytes(content)
+
+    def manifest(self, repository: str, reference: str) -> tuple[bytes, str] | None:
+        """Bytes and media type of a manifest that is served, pushed ones too."""
+        found = self._manifests.get((repository, reference))
+        return None if found is None else (found.body, found.media_type)
 
     def remove_blob(self, repository: str, digest: str) -> None:
         """Answer 404 for the blob from now on."""
@@ -320,15 +332,27 @@ class ScriptedUpstream:
                 return plain(opened, b"<Error><Code>AccessDenied</Code></Error>")
             return ranged(request, opened, rule, {"ETag": '"object"'})
         route = _ROUTE.fullmatch(request.path)
-        repository = route["repository"] if route else None
+        upload = UPLOADS.fullmatch(request.path)
+        known = route or upload
+        repository = known["repository"] if known else None
         if self.access is not None and not self.access.admits(request, repository):
             challenge = self.access.challenge(self.url, repository)
             return error(401, "UNAUTHORIZED", {"WWW-Authenticate": challenge})
         if request.path == "/v2/":
             return plain(200, b"{}", {"Content-Type": "application/json"})
+        if upload is not None:
+            return self.uploads.answer(upload, request, body)
+        if route is not None and request.method == "PUT" and route["kind"] == "manifests":
+            return self._put_manifest(route, request, body)
         if route is None or request.method not in ("GET", "HEAD"):
             return error(404, "UNSUPPORTED")
         return self._registry_content(route, request, rule)
+
+    def _put_manifest(self, route: re.Match[str], request: RecordedRequest, body: bytes) -> Answer:
+        tags = [] if ":" in route["name"] else [route["name"]]
+        media_type = request.headers.get("content-type", "")
+        digest = self.add_manifest(route["repository"], body, media_type, tags)
+        return plain(201, b"", {"Docker-Content-Digest": digest})
 
     def _registry_content(
         self, route: re.Match[str], request: RecordedRequest, rule: Rule

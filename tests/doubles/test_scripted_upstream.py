@@ -14,6 +14,7 @@ import pytest
 from tests.doubles.black_hole import black_hole, refused_port
 from tests.doubles.certificates import Authority
 from tests.doubles.scripted_upstream import Rule, ScriptedUpstream, TokenService, captive_page
+from tests.parts.registry_api import RegistryApi
 
 PAYLOAD = bytes(range(256)) * 4096
 
@@ -230,6 +231,33 @@ def test_signed_urls_lead_to_the_storage_and_expire(upstream: ScriptedUpstream) 
             assert other.ask(target, Authorization="Bearer x")[0].status == 400
             assert other.ask(target, Range="bytes=0-9")[1] == PAYLOAD[:10]
             assert other.ask(target)[0].status == 400
+
+
+def test_blobs_and_manifests_are_taken_as_a_registry_takes_them(
+    upstream: ScriptedUpstream,
+) -> None:
+    api = RegistryApi(upstream.url)
+    digest = api.push_blob("team/app", PAYLOAD)
+    assert upstream.blob("team/app", digest) == PAYLOAD
+    manifest = api.push_manifest("team/app", "latest", b"{}", "application/json")
+    assert upstream.manifest("team/app", manifest) == (b"{}", "application/json")
+    assert upstream.manifest("team/app", "latest") == (b"{}", "application/json")
+    mount = f"/v2/other/app/blobs/uploads/?mount={digest}&from=team/app"
+    assert api.call("POST", mount).status == 201
+    assert upstream.blob("other/app", digest) == PAYLOAD
+    assert upstream.uploads.under_way() == 0
+
+
+def test_an_upload_that_is_cut_keeps_what_came(upstream: ScriptedUpstream) -> None:
+    api = RegistryApi(upstream.url)
+    location = api.call("POST", "/v2/team/app/blobs/uploads/").headers["location"]
+    upstream.add_rule(Rule(method="PATCH", receive_only=10_000))
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)):
+        api.call("PATCH", location, body=PAYLOAD)
+    asked = api.call("GET", location)
+    assert (asked.status, asked.headers["range"]) == (204, "0-9999")
+    stale = location.replace("state=0", "state=7")
+    assert api.call("GET", stale).status == 404
 
 
 def test_tls_serves_the_name_on_the_certificate(tmp_path: Path) -> None:

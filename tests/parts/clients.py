@@ -241,6 +241,22 @@ class Podman(_StorageClient):
 
     name = "podman"
 
+    def load(self, archive: Path) -> Arrived:
+        """``podman load`` of an archive of one image; ProcessFailed when it fails."""
+        completed = run(
+            [
+                *self._command(),
+                *("--root", self._root, "--runroot", self._run, "--storage-driver", "vfs"),
+                *("load", "--quiet", "--input", archive),
+            ],
+            environment=self._settings.environment,
+            deadline=PULL_DEADLINE,
+        )
+        name = completed.stdout.split()[-1]
+        images = json.loads((self._root / "vfs-images/images.json").read_text())
+        (found,) = (image["id"] for image in images if name in image.get("names", []))
+        return self._arrived(found)
+
     def _command(self) -> Sequence[str | Path]:
         tmpdir = self._directory / "libpod"
         return ["podman", "--cgroup-manager", "cgroupfs", "--tmpdir", tmpdir]

@@ -1,0 +1,1 @@
+"""Converts images: read from one place, written to another."""
