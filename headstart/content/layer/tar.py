@@ -51,7 +51,13 @@ class TarParser:
     """
 
     def __init__(self, caps: LayerCaps = DEFAULT_CAPS) -> None:
+        self.position = 0
+        """After an Entry: how many bytes of the stream come before its contents."""
+        self.headers_size = 0
+        """The size of the last Entry's headers, with its extension headers but no global ones; they
+        end at :attr:`position`, and nothing lies between them."""
         self._caps = caps
+        self._fed = 0
         self._entries = 0
         self._header = bytearray()
         self._payload = 0
@@ -62,8 +68,9 @@ class TarParser:
         self._extension = b""
         self._extension_left = 0
         self._extension_payload = bytearray()
-        # What extension headers say of the next file.
+        # What extension headers say of the next file, and their bytes.
         self._extended = False
+        self._extensions_size = 0
         self._records = _NONE
         self._long_name = b""
         self._long_link = b""
@@ -75,6 +82,8 @@ class TarParser:
         Raises LayerRefused.
         """
         position, stop = 0, len(piece)
+        before = self._fed
+        self._fed += stop
         while position < stop:
             if self._payload:
                 start = position
@@ -108,6 +117,7 @@ class TarParser:
                     position += BLOCK_SIZE
                 entry = self._read(block)
                 if entry is not None:
+                    self.position = before + position
                     yield entry
 
     def close(self) -> None:
@@ -141,6 +151,7 @@ class TarParser:
         name, _, uid, gid, size, mtime, _, target, _ = header
         mtime_ns = mtime * _NANOSECONDS
         xattrs = _NONE
+        self.headers_size = self._extensions_size + BLOCK_SIZE
         if self._extended:
             records = self._records
             # An empty value stands for what the header block says.
@@ -154,6 +165,7 @@ class TarParser:
                     mtime_ns = pax_nanoseconds(records[b"mtime"])
                 xattrs = _xattrs(records)
             self._extended = False
+            self._extensions_size = 0
             self._records, self._long_name, self._long_link = _NONE, b"", b""
         if typeflag == _OLD_REGULAR and name[-1:] == b"/":
             kind = EntryKind.DIRECTORY
@@ -187,6 +199,11 @@ class TarParser:
         self._extension = header.typeflag
         self._extension_left = header.size
         self._padding = -header.size % BLOCK_SIZE
+        if self._extension != _PAX_GLOBAL:
+            self._extensions_size += BLOCK_SIZE + header.size + self._padding
+        elif self._extended:
+            # Go forgets those before it, others do not.
+            raise LayerRefused("a global PAX header lies between the headers of a file")
         if not header.size:
             self._extend()
 
