@@ -28,7 +28,12 @@ def failed_pull(node: Node, reference: str) -> str:
     before = set(node.snapshots())
     with pytest.raises(grpc.RpcError) as failed:
         node.cri.pull(reference)
-    eventually(lambda: set(node.snapshots()) <= before, 20, "the failed pull is collected")
+
+    def collected() -> bool:
+        node.collect_garbage()
+        return set(node.snapshots()) <= before
+
+    eventually(collected, 20, "the failed pull is collected")
     return str(failed.value)
 
 

@@ -57,7 +57,12 @@ def test_an_image_is_told_before_the_last_byte_of_its_configuration_leaves(
     assert get(client, config).body == body
     (told,) = images(filler)
     assert told["manifest"] == manifest
-    place = {"upstream": upstream.host, "repository": "team/app", "media_type": LAYER}
+    place = {
+        "upstream": upstream.host,
+        "repository": "team/app",
+        "media_type": LAYER,
+        "manifest": manifest,
+    }
     assert told["layers"] == [
         {
             **place,
