@@ -10,7 +10,18 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WAITING = ("command", "control", "faults", "parts", "proxy", "pulls", "registry", "warm")
+WAITING = (
+    "command",
+    "control",
+    "convert",
+    "faults",
+    "parts",
+    "proxy",
+    "pulls",
+    "registry",
+    "serve",
+    "warm",
+)
 """Folders of the half that waits; what looks at all mounts of the machine is in the other one."""
 
 
