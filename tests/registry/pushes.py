@@ -1,17 +1,26 @@
 """A pusher for tests, and blobs that say from where they were read."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from headstart.content.digest import Digest
 from headstart.registry.pushing import RegistryPusher
 from headstart.registry.retry import Retry
-from headstart.registry.upstream import Upstream
+from headstart.registry.upstream import Credentials, Upstream
+from tests.doubles.scripted_upstream import OCI_MANIFEST, ScriptedUpstream
+from tests.registry.upstreams import REPOSITORY, upstream_of, write
 
 CHUNK = 1024 * 1024
+LARGE = bytes(range(256)) * 4096 * 6 + b"the end"
+SMALL = b"small" * 1000
+OTHER = "team/other"
+MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST}).encode()
+LOGIN = ("robot", "secret-password")
 
 T = TypeVar("T")
 
@@ -58,3 +67,23 @@ def push(
             await pusher.aclose()
 
     return asyncio.run(run())
+
+
+def push_blob(
+    upstream: Upstream, payload: Payload, *, source: str | None = None, size: int | None = None
+) -> None:
+    length = len(payload.content) if size is None else size
+
+    async def work(pusher: RegistryPusher) -> None:
+        await pusher.push_blob(REPOSITORY, payload.digest, length, payload.open_at, source=source)
+
+    push(upstream, work)
+
+
+def arrived(double: ScriptedUpstream, payload: Payload) -> bool:
+    return double.blob(REPOSITORY, str(payload.digest)) == payload.content
+
+
+def shared(double: ScriptedUpstream, directory: Path) -> Upstream:
+    login = Credentials(file=write(directory / "login", ":".join(LOGIN)))
+    return upstream_of(double, credentials=login, access="shared")

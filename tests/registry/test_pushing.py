@@ -12,11 +12,9 @@ import pytest
 from headstart.content.digest import Digest
 from headstart.registry.errors import (
     PushRefused,
-    RefusedTarget,
     RegistryError,
     UpstreamDeadline,
     UpstreamMissing,
-    UpstreamProtocol,
     UpstreamUnavailable,
 )
 from headstart.registry.pushing import RegistryPusher
@@ -24,7 +22,6 @@ from headstart.registry.upstream import Credentials, Deadlines, Upstream
 from tests.doubles.certificates import Authority
 from tests.doubles.scripted_upstream import (
     OCI_MANIFEST,
-    BasicAccess,
     RecordedRequest,
     Rule,
     ScriptedUpstream,
@@ -33,35 +30,20 @@ from tests.doubles.scripted_upstream import (
 from tests.parts.fixtures import MakeRegistry
 from tests.parts.registry import Registry
 from tests.parts.token_server import TokenServer
-from tests.registry.pushes import CHUNK, Payload, push
-from tests.registry.upstreams import QUICK, REPOSITORY, leaks, upstream_of, write
-
-LARGE = bytes(range(256)) * 4096 * 6 + b"the end"
-SMALL = b"small" * 1000
-OTHER = "team/other"
-MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST}).encode()
-LOGIN = ("robot", "secret-password")
-
-
-def push_blob(
-    upstream: Upstream, payload: Payload, *, source: str | None = None, size: int | None = None
-) -> None:
-    length = len(payload.content) if size is None else size
-
-    async def work(pusher: RegistryPusher) -> None:
-        await pusher.push_blob(REPOSITORY, payload.digest, length, payload.open_at, source=source)
-
-    push(upstream, work)
-
-
-def arrived(double: ScriptedUpstream, payload: Payload) -> bool:
-    return double.blob(REPOSITORY, str(payload.digest)) == payload.content
-
-
-def shared(double: ScriptedUpstream, directory: Path) -> Upstream:
-    login = Credentials(file=write(directory / "login", ":".join(LOGIN)))
-    return upstream_of(double, credentials=login, access="shared")
-
+from tests.registry.pushes import (
+    CHUNK,
+    LARGE,
+    LOGIN,
+    MANIFEST,
+    OTHER,
+    SMALL,
+    Payload,
+    arrived,
+    push,
+    push_blob,
+    shared,
+)
+from tests.registry.upstreams import QUICK, REPOSITORY, upstream_of, write
 
 # --- what is sent ---
 
@@ -318,147 +300,6 @@ def test_a_source_whose_registry_fails_is_not_mistaken_for_the_target(
 
     push(upstream_of(double), work)
     assert double.requests_to("/uploads/", "GET") == []
-
-
-# --- authorization ---
-
-
-def test_the_token_is_for_pushes(double: ScriptedUpstream, tmp_path: Path) -> None:
-    service = double.access = TokenService(credentials=LOGIN)
-    payload = Payload(LARGE)
-    push_blob(shared(double, tmp_path), payload)
-    assert arrived(double, payload)
-    assert [token.scope for token in service.issued] == [f"repository:{REPOSITORY}:pull,push"]
-
-
-def test_a_token_that_ends_in_mid_push_is_renewed(double: ScriptedUpstream, tmp_path: Path) -> None:
-    service = double.access = TokenService(credentials=LOGIN, uses=3)
-    payload = Payload(LARGE)
-    push_blob(shared(double, tmp_path), payload)
-    assert arrived(double, payload)
-    assert len(service.issued) == 3
-    refused = [request.method for request in double.requests if request.status == 401]
-    assert refused == ["POST", "PATCH", "PATCH"]
-    # The chunks that were refused are read once more.
-    assert payload.opened == [0, 2 * CHUNK, 5 * CHUNK]
-
-
-def test_a_location_on_another_origin_gets_no_authorization(
-    double: ScriptedUpstream, storage: ScriptedUpstream, tmp_path: Path
-) -> None:
-    double.access = BasicAccess(*LOGIN)
-    storage.uploads = double.uploads
-    double.uploads.base = storage.url
-    payload = Payload(LARGE)
-    push_blob(shared(double, tmp_path), payload)
-    assert arrived(double, payload)
-    assert len(storage.requests) == 8
-    assert {request.authorization for request in storage.requests} == {None}
-
-
-def test_an_upload_that_was_led_away_gets_no_authorization_when_it_is_led_back(
-    double: ScriptedUpstream, storage: ScriptedUpstream, tmp_path: Path
-) -> None:
-    double.access = BasicAccess(*LOGIN)
-    double.uploads.base = storage.url
-    storage.uploads = double.uploads
-    back = {"Location": f"{double.url}/v2/{REPOSITORY}/blobs/uploads/1?state=1"}
-    storage.add_rule(Rule(method="PATCH", headers=back))
-    # Even where the registry takes it like that, and has been asked before.
-    double.add_rule(Rule(method="PATCH", times=2, status=202))
-    with pytest.raises(PushRefused, match=r"answers 401 .* leads uploads to another origin"):
-        push_blob(shared(double, tmp_path), Payload(LARGE))
-    led_back = double.requests_to("", "PATCH")
-    assert [(request.status, request.authorization) for request in led_back] == [
-        (202, None),
-        (202, None),
-        (401, None),
-    ]
-
-
-@pytest.mark.parametrize(
-    "location", ["ftp://elsewhere/upload", "http://user@elsewhere/", "http://[bad/"]
-)
-def test_a_location_that_is_not_followed_is_an_error(
-    double: ScriptedUpstream, location: str
-) -> None:
-    double.uploads.base = location
-    with pytest.raises(RefusedTarget):
-        push_blob(upstream_of(double), Payload(LARGE))
-    assert len(double.requests) == 1
-
-
-def test_wrong_credentials_are_refused_with_the_remedy(
-    double: ScriptedUpstream, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    double.access = TokenService(credentials=("somebody", "else"))
-    with pytest.raises(PushRefused) as refusal:
-        push_blob(shared(double, tmp_path), Payload(SMALL))
-    assert f"{double.host}/{REPOSITORY}" in str(refusal.value)
-    assert f"give upstreams.{double.host} credentials" in str(refusal.value)
-    assert leaks([str(refusal.value), *caplog.messages]) == []
-
-
-# --- refusals ---
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "remedy"),
-    [
-        (400, PushRefused, "the registry's log"),
-        (403, PushRefused, "credentials that may push"),
-        (404, UpstreamMissing, "make the repository there first"),
-        (405, PushRefused, "not to a mirror"),
-        (413, PushRefused, "raise the limit"),
-        (500, UpstreamUnavailable, "try again later"),
-    ],
-)
-def test_a_refusal_says_where_what_and_why_and_what_helps(
-    double: ScriptedUpstream, status: int, error: type[RegistryError], remedy: str
-) -> None:
-    body = {"errors": [{"code": "DENIED", "message": "the quota\nof team\x1b[31m is used up" * 40}]}
-    double.add_rule(Rule(method="POST", status=status, body=json.dumps(body).encode()))
-    with pytest.raises(error) as refusal:
-        push_blob(upstream_of(double), Payload(SMALL))
-    text = str(refusal.value)
-    assert f"to {double.host}/{REPOSITORY}: 127.0.0.1 answers {status} (DENIED: the quota" in text
-    assert "of team [31m is used up" in text
-    assert remedy in text
-    assert text.isprintable()
-    assert len(text) < 700
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"<html>", b'{"errors":[1,{}]}', b'{"errors":7}', b"\xff", b"[" * 100_000]
-)
-def test_a_refusal_without_readable_words_is_told_by_its_status(
-    double: ScriptedUpstream, body: bytes
-) -> None:
-    double.add_rule(Rule(method="POST", status=400, body=body))
-    with pytest.raises(PushRefused, match=r"answers 400; "):
-        push_blob(upstream_of(double), Payload(SMALL))
-
-
-def test_other_bytes_than_the_digest_says_are_refused(double: ScriptedUpstream) -> None:
-    payload = Payload(SMALL)
-
-    async def work(pusher: RegistryPusher) -> None:
-        with pytest.raises(PushRefused, match="DIGEST_INVALID"):
-            await pusher.push_blob(REPOSITORY, Digest.of(b"other"), len(SMALL), payload.open_at)
-
-    push(upstream_of(double), work)
-
-
-def test_a_registry_that_names_another_digest_is_not_believed(double: ScriptedUpstream) -> None:
-    double.add_rule(Rule(method="PUT", headers={"Docker-Content-Digest": str(Digest.of(b""))}))
-    with pytest.raises(UpstreamProtocol, match="calls it"):
-        push_blob(upstream_of(double), Payload(SMALL))
-
-
-def test_a_registry_that_has_more_than_was_sent_is_not_believed(double: ScriptedUpstream) -> None:
-    double.add_rule(Rule(method="PATCH", headers={"Range": f"0-{5 * CHUNK}"}))
-    with pytest.raises(UpstreamProtocol, match="bytes of"):
-        push_blob(upstream_of(double), Payload(LARGE))
 
 
 # --- manifests ---
