@@ -9,8 +9,8 @@ from starlette.routing import Route
 
 from headstart.content.digest import Digest
 from headstart.content.landmarks.caps import DEFAULT_LIST_CAPS
-from headstart.content.landmarks.prefetch_list import MEDIA_TYPE, parse_prefetch_list
-from headstart.store.prefetch_lists import KEEP_SECONDS, LISTS, list_record, read_list
+from headstart.content.landmarks.prefetch_list import MEDIA_TYPE
+from headstart.store.prefetch_lists import KEEP_SECONDS, LISTS, list_record, listed_text
 from proxy.control.body import read_body
 from proxy.control.problem import Problem
 from proxy.serve.records import AsyncIndex
@@ -35,18 +35,18 @@ class LandmarkCalls:
     async def show(self, request: Request) -> Response:
         """The list, in its one form."""
         digest = Digest.parse(request.path_params["digest"])
-        listed = read_list(await self._index.get(LISTS, str(digest)))
-        if listed is None:
+        text = listed_text(await self._index.get(LISTS, str(digest)))
+        if text is None:
             raise _unknown(digest)
         await self._index.refresh(LISTS, str(digest), KEEP_SECONDS)
-        return Response(listed.encode(), media_type=MEDIA_TYPE)
+        return Response(text, headers={"Content-Type": MEDIA_TYPE})
 
     async def keep(self, request: Request) -> Response:
         """Keep a list; layers that are begun from now on follow it."""
         digest = Digest.parse(request.path_params["digest"])
         body = await read_body(request, DEFAULT_LIST_CAPS.json_bytes)
-        listed = await run_in_threadpool(parse_prefetch_list, body)
-        await self._index.put(LISTS, str(digest), list_record(listed), KEEP_SECONDS)
+        record = await run_in_threadpool(list_record, body)
+        await self._index.put(LISTS, str(digest), record, KEEP_SECONDS)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def forget(self, request: Request) -> Response:
